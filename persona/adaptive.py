@@ -1,0 +1,149 @@
+"""Adaptive layers: named linear layers of any torch module, run with or without an edit.
+
+An adaptive layer is an ordinary ``nn.Linear`` that was swapped for an ``AdaptiveLinear`` holding the very same parameters
+under the same names, so state dicts, optimisers and exports do not notice. Inside ``with layers.applied(edit):`` its forward
+adds the edit; outside it is the plain linear layer, bit for bit.
+
+Shapes: B devices, in/out features of a layer, ``...`` any dimensions between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from persona.errors import ConfigError, MismatchError, nearest
+
+if TYPE_CHECKING:
+    from persona.edits import Edit, LayerEdit
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Name and shape of an adaptive layer."""
+
+    name: str
+    out_features: int
+    in_features: int
+    bias: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Entries of a full edit of this layer."""
+        return self.out_features * (self.in_features + int(self.bias))
+
+
+class AdaptiveLinear(nn.Linear):
+    """A linear layer that adds the active edit: y = x (W + dW)^T + b + db, one edit per device."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        # The parameters are shared with ``linear``, so nothing is allocated here.
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._edit: ContextVar[LayerEdit | None] = ContextVar("edit", default=None)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> AdaptiveLinear:
+        # A ContextVar cannot be copied, and a copy must not see the edits of its original.
+        from copy import deepcopy
+
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        plain.weight = deepcopy(self.weight, memo)
+        plain.bias = deepcopy(self.bias, memo)
+        copy = AdaptiveLinear(plain)
+        copy.train(self.training)
+        memo[id(self)] = copy
+        return copy
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., in) -> (B, ..., out). An edit of batch 1 is shared by all rows."""
+        edit = self._edit.get()
+        if edit is None:
+            return nn.functional.linear(x, self.weight, self.bias)
+        return edit.linear(x, self.weight, self.bias)
+
+
+class AdaptiveLayers:
+    """The adaptive layers of ``module``, found by their names and made editable in place.
+
+    Args:
+        module: any module that holds the named linear layers.
+        names: dotted names as in ``module.named_modules()``, in the order in which they are applied.
+
+    Raises:
+        ConfigError: a name is missing, is given twice, or is not a linear layer.
+
+    Example::
+
+        layers = AdaptiveLayers(model, ["classifier.0", "classifier.3"])
+        with layers.applied(edit):
+            y = model(x)
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+        self.layers: dict[str, AdaptiveLinear] = {}
+        linear = {name for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+        for name in names:
+            if name not in linear:
+                raise ConfigError(f"{type(module).__name__} has no linear layer {name!r}: {nearest(name, linear)}")
+            if name in self.layers:
+                raise ConfigError(f"adaptive layer {name!r} is given twice")
+            self.layers[name] = _swap(module, name)
+
+    @property
+    def specs(self) -> tuple[LayerSpec, ...]:
+        """Names and shapes, in the order of application."""
+        return tuple(
+            LayerSpec(name, layer.out_features, layer.in_features, layer.bias is not None)
+            for name, layer in self.layers.items()
+        )
+
+    def weight_scales(self) -> Tensor:
+        """(L,) root mean square of every layer's own weight: the unit of the bounds tau."""
+        return torch.stack([layer.weight.detach().square().mean().sqrt() for layer in self.layers.values()])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weights and biases of the adaptive layers."""
+        return [p for layer in self.layers.values() for p in layer.parameters()]
+
+    @contextmanager
+    def applied(self, edit: Edit | None) -> Iterator[None]:
+        """Run the module under ``edit`` inside the block (per thread and task); ``None`` means the plain module.
+
+        Raises:
+            MismatchError: the edit's layers are not these layers.
+        """
+        if edit is None:
+            yield
+            return
+        if edit.specs != self.specs:
+            raise MismatchError(
+                f"this edit is for the layers {_describe(edit.specs)}, but the host's adaptive layers are "
+                f"{_describe(self.specs)}: use an edit made for this host"
+            )
+        tokens = [(layer, layer._edit.set(edit.layers[name])) for name, layer in self.layers.items()]
+        try:
+            yield
+        finally:
+            for layer, token in tokens:
+                layer._edit.reset(token)
+
+
+def _swap(module: nn.Module, name: str) -> AdaptiveLinear:
+    parent_name, _, child_name = name.rpartition(".")
+    parent = module.get_submodule(parent_name)
+    child = getattr(parent, child_name)
+    if not isinstance(child, AdaptiveLinear):
+        child = AdaptiveLinear(child)
+        setattr(parent, child_name, child)
+    return child
+
+
+def _describe(specs: Iterable[LayerSpec]) -> str:
+    return ", ".join(f"{s.name} ({s.out_features}x{s.in_features})" for s in specs)
