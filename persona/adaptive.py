@@ -9,10 +9,11 @@ Shapes: B devices, in/out features of a layer, ``...`` any dimensions between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,31 +40,23 @@ class LayerSpec:
         return self.out_features * (self.in_features + int(self.bias))
 
 
+# One variable for all layers: edits are per thread and task, and modules stay free of state that cannot be copied.
+_ACTIVE: ContextVar[Mapping[int, LayerEdit]] = ContextVar("active_edits", default=MappingProxyType({}))
+
+
 class AdaptiveLinear(nn.Linear):
     """A linear layer that adds the active edit: y = x (W + dW)^T + b + db, one edit per device."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        # The parameters are shared with ``linear``, so nothing is allocated here.
+        # The parameters are those of ``linear``, so nothing is allocated here.
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self._edit: ContextVar[LayerEdit | None] = ContextVar("edit", default=None)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> AdaptiveLinear:
-        # A ContextVar cannot be copied, and a copy must not see the edits of its original.
-        from copy import deepcopy
-
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight = deepcopy(self.weight, memo)
-        plain.bias = deepcopy(self.bias, memo)
-        copy = AdaptiveLinear(plain)
-        copy.train(self.training)
-        memo[id(self)] = copy
-        return copy
+        self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., in) -> (B, ..., out). An edit of batch 1 is shared by all rows."""
-        edit = self._edit.get()
+        edit = _ACTIVE.get().get(id(self))
         if edit is None:
             return nn.functional.linear(x, self.weight, self.bias)
         return edit.linear(x, self.weight, self.bias)
@@ -127,12 +120,12 @@ class AdaptiveLayers:
                 f"this edit is for the layers {_describe(edit.specs)}, but the host's adaptive layers are "
                 f"{_describe(self.specs)}: use an edit made for this host"
             )
-        tokens = [(layer, layer._edit.set(edit.layers[name])) for name, layer in self.layers.items()]
+        active = dict(_ACTIVE.get()) | {id(layer): edit.layers[name] for name, layer in self.layers.items()}
+        token = _ACTIVE.set(active)
         try:
             yield
         finally:
-            for layer, token in tokens:
-                layer._edit.reset(token)
+            _ACTIVE.reset(token)
 
 
 def _swap(module: nn.Module, name: str) -> AdaptiveLinear:
