@@ -1,0 +1,204 @@
+"""The parameter editor: a device's recent data in, an edit of its adaptive layers out, in one forward pass.
+
+    H (B, T, d_c) -> g -> z_0 (B, d) -> transfer -> q (B, L, d) -> z (B, L, d) -> dW_l, db_l -> bound
+
+Formulas: section 2 of the method as published by Lv et al., "Tackling Device Data Distribution Real-time Shift via
+Prototype-based Parameter Editing" (MM'25), with one MLP and one head per layer.
+
+Shapes: B devices, T context length, d_c context width, L adaptive layers, d code width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from persona.adaptive import LayerSpec
+from persona.bounds import BOUNDS, Bound
+from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit
+from persona.errors import ConfigError, nearest
+from persona.transfer import TRANSFERS, make_transfer
+
+HEADS = ("full", "low_rank")
+
+
+@dataclass(frozen=True)
+class EditorConfig:
+    """Settings of a ``ParameterEditor``.
+
+    Attributes:
+        context_dim: width d_c of a context embedding.
+        width: width d of the codes.
+        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
+        head: ``full`` matrices, or ``low_rank``: dW = U S V with shared U, V and a generated core S.
+        rank: r of the low-rank head.
+        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
+        tau: radius of the bound, in units of the host layer's root-mean-square weight.
+        zero_start: heads start at zero, so that an untrained editor returns the host itself. Off only for
+            generation, which starts from freshly drawn layers instead.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+
+    context_dim: int
+    width: int = 32
+    transfer: str = "stacked"
+    head: str = "full"
+    rank: int = 4
+    bound: str = "tanh"
+    tau: float = 1.0
+    zero_start: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("transfer", TRANSFERS), ("head", HEADS), ("bound", BOUNDS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"unknown {name} {value!r}: {nearest(value, known)}")
+        for name in ("context_dim", "width", "rank", "tau"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"the editor's {name} is {getattr(self, name)}, but it has to be positive")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
+        """Inverse of ``as_dict``; an unknown name is refused."""
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown editor setting {name!r}: {nearest(name, known)}")
+        return cls(**values)
+
+
+class FullHead(nn.Module):
+    """dW = reshape(A z + a), db = C z + c for one layer."""
+
+    def __init__(self, spec: LayerSpec, config: EditorConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Linear(config.width, spec.in_features * spec.out_features)
+        self.bias = nn.Linear(config.width, spec.out_features) if spec.bias else None
+        if config.zero_start:
+            _zero(self.weight, self.bias)
+        else:
+            _start_as_linear(spec, self.weight, self.bias)
+
+    def forward(self, z: Tensor) -> DenseEdit:
+        """(B, d) -> the layer's edit for B devices."""
+        weight = self.weight(z).reshape(-1, self.spec.in_features, self.spec.out_features)
+        return DenseEdit(bias=None if self.bias is None else self.bias(z), weight=weight)
+
+
+class LowRankHead(nn.Module):
+    """dW = U S(z) V with shared U (out, r), V (r, in) and a generated core S (r, r): a payload of r^2 numbers."""
+
+    def __init__(self, spec: LayerSpec, config: EditorConfig) -> None:
+        super().__init__()
+        self.rank = min(config.rank, spec.in_features, spec.out_features)
+        self.u = nn.Parameter(nn.init.orthogonal_(torch.empty(spec.out_features, self.rank)))
+        self.v = nn.Parameter(nn.init.orthogonal_(torch.empty(self.rank, spec.in_features)))
+        self.core = nn.Linear(config.width, self.rank**2)
+        self.bias = nn.Linear(config.width, spec.out_features) if spec.bias else None
+        if config.zero_start:
+            _zero(self.core, self.bias)
+
+    def forward(self, z: Tensor) -> FactoredEdit:
+        """(B, d) -> the layer's edit for B devices."""
+        core = self.core(z).reshape(-1, self.rank, self.rank)
+        return FactoredEdit(bias=None if self.bias is None else self.bias(z), u=self.u, core=core, v=self.v)
+
+
+class ParameterEditor(nn.Module):
+    """Emits edits of a host's adaptive layers from the device's context.
+
+    With ``zero_start`` the first gradient reaches only the heads, whose output it is; from the second step on every
+    parameter learns.
+
+    Args:
+        config: settings.
+        specs: the host's adaptive layers, in order.
+        weight_scales: (L,) root-mean-square weight of each layer, the unit of the bound.
+        host: digest of the host; every edit carries it.
+
+    Example::
+
+        editor = ParameterEditor(EditorConfig(context_dim=32), host.adaptive.specs, host.adaptive.weight_scales())
+        edit = editor(host.context_features(context), context.lengths)
+    """
+
+    weight_scales: Tensor
+
+    def __init__(
+        self, config: EditorConfig, specs: tuple[LayerSpec, ...], weight_scales: Tensor, host: str = ""
+    ) -> None:
+        super().__init__()
+        if not specs:
+            raise ConfigError("the host names no adaptive layers: an editor needs at least one")
+        d = config.width
+        self.config, self.specs, self.host = config, specs, host
+        self.bound = Bound(config.bound, config.tau)
+        self.register_buffer("weight_scales", weight_scales.detach().clone().float())
+        self.context = nn.GRU(config.context_dim, d, batch_first=True)
+        self.mlp0 = _mlp(d)
+        self.transfer = make_transfer(config.transfer, len(specs), d)
+        self.mlps = nn.ModuleList(_mlp(d) for _ in specs)
+        head = FullHead if config.head == "full" else LowRankHead
+        self.heads = nn.ModuleList(head(spec, config) for spec in specs)
+
+    def summary(self, context: Tensor, lengths: Tensor) -> Tensor:
+        """z_0: (B, T, d_c) left-aligned and (B,) lengths -> (B, d). An empty context reads as the zero state."""
+        states, _ = self.context(context)
+        last = (lengths - 1).clamp_min(0)
+        g = states[torch.arange(len(states), device=states.device), last]
+        return cast(Tensor, self.mlp0(g * (lengths > 0).unsqueeze(1)))
+
+    def codes(self, context: Tensor, lengths: Tensor) -> Tensor:
+        """Editing codes z: (B, T, d_c), (B,) -> (B, L, d), entries in (-1, 1)."""
+        q = self.transfer(self.summary(context, lengths))
+        return torch.stack([torch.tanh(mlp(q[:, i])) for i, mlp in enumerate(self.mlps)], dim=1)
+
+    def unbounded(self, codes: Tensor) -> Edit:
+        """The edit before its bound, linear in the codes (B, L, d)."""
+        layers: dict[str, LayerEdit] = {
+            spec.name: head(codes[:, i]) for i, (spec, head) in enumerate(zip(self.specs, self.heads, strict=True))
+        }
+        return Edit(layers, self.host)
+
+    def bounded(self, edit: Edit) -> Edit:
+        """Any unbounded edit of this host inside the editor's bound."""
+        return self.bound.apply(edit, self.weight_scales)
+
+    def saturation(self, edit: Edit) -> Tensor:
+        """(L,) share of an unbounded edit's entries that the bound stops."""
+        return self.bound.saturation(edit, self.weight_scales)
+
+    def forward(self, context: Tensor, lengths: Tensor) -> Edit:
+        """(B, T, d_c) context embeddings and (B,) lengths -> the bounded edit for B devices."""
+        return self.bounded(self.unbounded(self.codes(context, lengths)))
+
+
+def _mlp(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+
+
+def _zero(*linears: nn.Linear | None) -> None:
+    for linear in linears:
+        if linear is not None:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
+def _start_as_linear(spec: LayerSpec, weight: nn.Linear, bias: nn.Linear | None) -> None:
+    """Constants drawn as nn.Linear draws its own weights, and a dependence on the code a tenth as large."""
+    limit = spec.in_features**-0.5
+    for head in (weight, bias):
+        if head is not None:
+            nn.init.uniform_(head.bias, -limit, limit)
+            nn.init.normal_(head.weight, std=0.1 * limit)
