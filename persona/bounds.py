@@ -11,6 +11,7 @@ layers of any scale. Biases are not bounded.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,13 +67,11 @@ class Bound:
             norm = layer.weight_square_norm().clamp_min(torch.finfo(torch.float32).tiny).sqrt()
             return layer.scale_weight((self._radius(layer, tau) / norm).clamp_max(1.0))
         dense = layer.dense()
-        if self.kind == "clip":
-            weight = torch.clamp(dense.weight, -tau, tau)
-        else:
-            weight = tau * torch.tanh(dense.weight / tau)
+        w = dense.weight
+        weight = w.clamp(-tau, tau) if self.kind == "clip" else tau * torch.tanh(w / tau)
         return type(dense)(bias=dense.bias, weight=weight)
 
     @staticmethod
     def _radius(layer: LayerEdit, tau: Tensor) -> Tensor:
         out_features, in_features = layer.shape()
-        return tau * float(out_features * in_features) ** 0.5
+        return tau * math.sqrt(out_features * in_features)

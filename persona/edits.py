@@ -162,6 +162,11 @@ class FactoredEdit(LayerEdit):
         """Whether all devices share U and V, so that only the core differs."""
         return self.u.ndim == 2 and self.v.ndim == 2
 
+    def same_factors(self, other: FactoredEdit) -> bool:
+        """Whether both edits move the layer in one shared pair of subspaces, so that adding cores adds edits."""
+        shared = self.shared_factors and other.shared_factors
+        return shared and torch.equal(self.u, other.u) and torch.equal(self.v, other.v)
+
     def shape(self) -> tuple[int, int]:
         """(out, in) of the edited layer."""
         return self.u.shape[-2], self.v.shape[-1]
@@ -195,9 +200,8 @@ class FactoredEdit(LayerEdit):
 
 def _add(a: LayerEdit, b: LayerEdit) -> LayerEdit:
     bias = None if a.bias is None or b.bias is None else a.bias + b.bias
-    if isinstance(a, FactoredEdit) and isinstance(b, FactoredEdit) and a.shared_factors and b.shared_factors:
-        if torch.equal(a.u, b.u) and torch.equal(a.v, b.v):
-            return FactoredEdit(bias=bias, u=a.u, core=a.core + b.core, v=a.v)
+    if isinstance(a, FactoredEdit) and isinstance(b, FactoredEdit) and a.same_factors(b):
+        return FactoredEdit(bias=bias, u=a.u, core=a.core + b.core, v=a.v)
     return DenseEdit(bias=bias, weight=a.dense().weight + b.dense().weight)
 
 
@@ -232,6 +236,10 @@ class Edit:
     @classmethod
     def from_flat(cls, flat: Tensor, specs: Iterable[LayerSpec], host: str = "") -> Edit:
         """Inverse of ``flat``: (B, P) -> dense edit."""
+        specs = tuple(specs)
+        needed = sum(s.parameters for s in specs)
+        if needed != flat.shape[1]:
+            raise MismatchError(f"a flat edit of these layers has {needed} numbers, but {flat.shape[1]} were given")
         layers: dict[str, LayerEdit] = {}
         start = 0
         for s in specs:
@@ -241,8 +249,6 @@ class Edit:
             bias = flat[:, start : start + s.out_features] if s.bias else None
             start += s.out_features if s.bias else 0
             layers[s.name] = DenseEdit(bias=bias, weight=weight)
-        if start != flat.shape[1]:
-            raise MismatchError(f"a flat edit of these layers has {start} numbers, but {flat.shape[1]} were given")
         return cls(layers, host)
 
     @classmethod

@@ -115,51 +115,27 @@ def fit(
     run = _Run(module, optimizer, config, folder)
     resumed = run.resume()
     if keep_start and not resumed:
-        run.keep_best(objective.validate()[objective.monitor], epoch=-1)
-    for metrics in run.result.history if on_epoch else []:
-        on_epoch(metrics)  # type: ignore[misc]
+        module.eval()
+        with torch.no_grad():
+            run.keep_best(objective.validate()[objective.monitor], epoch=-1)
+    notify = on_epoch or (lambda metrics: None)
+    for metrics in run.result.history:
+        notify(metrics)
     requires_grad = {p: p.requires_grad for p in module.parameters()}
     chosen = set(trained)
     for p in module.parameters():
         p.requires_grad_(p in chosen)
     try:
         while not run.finished:
-            metrics = _epoch(module, trained, objective, optimizer, config, run.result.epochs)
+            metrics = run.train_epoch(trained, objective)
             run.record(metrics, metrics[objective.monitor])
-            if on_epoch:
-                on_epoch(metrics)
+            notify(metrics)
     finally:
         for p, flag in requires_grad.items():
             p.requires_grad_(flag)
     run.restore_best()
     module.eval()
     return run.result
-
-
-def _epoch(
-    module: nn.Module,
-    trained: list[nn.Parameter],
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    config: FitConfig,
-    epoch: int,
-) -> dict[str, float]:
-    torch.manual_seed(config.seed * 1_000_003 + epoch)
-    module.train()
-    total, count = 0.0, 0
-    for batch in objective.batches(epoch):
-        optimizer.zero_grad(set_to_none=True)
-        loss = objective.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained, config.clip)
-        optimizer.step()
-        total, count = total + loss.detach(), count + 1
-    mean = float(total) / max(count, 1)
-    if not math.isfinite(mean):
-        raise ConfigError(f"the loss of epoch {epoch} is {mean}: lower learning_rate (now {config.learning_rate})")
-    module.eval()
-    with torch.no_grad():
-        return {"epoch": float(epoch), "loss": mean, **objective.validate()}
 
 
 class _Run:
@@ -178,6 +154,29 @@ class _Run:
         epochs, best = self.result.epochs, self.result.best_epoch
         stale = epochs - max(best + 1, self.config.min_epochs)
         return epochs >= self.config.epochs or stale >= self.config.patience
+
+    def train_epoch(self, trained: list[nn.Parameter], objective: Objective) -> dict[str, float]:
+        """One epoch and its validation."""
+        epoch = self.result.epochs
+        torch.manual_seed(self.config.seed * 1_000_003 + epoch)
+        self.module.train()
+        losses: list[Tensor] = []
+        for batch in objective.batches(epoch):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = objective.loss(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(trained, self.config.clip)
+            self.optimizer.step()
+            losses.append(loss.detach())
+        if not losses:
+            raise ConfigError("there is not a single training row: give a longer log or another protocol")
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            rate = self.config.learning_rate
+            raise ConfigError(f"the loss of epoch {epoch} is {mean}: lower the learning rate (now {rate})")
+        self.module.eval()
+        with torch.no_grad():
+            return {"epoch": float(epoch), "loss": mean, **objective.validate()}
 
     def keep_best(self, value: float, epoch: int) -> None:
         """Remember the current weights if ``value`` beats the best so far (NaN never does)."""

@@ -26,6 +26,7 @@ class StackedTransfer(nn.Module):
 
     def forward(self, z0: Tensor) -> Tensor:
         """(B, d) -> (B, L, d)."""
+        final: Tensor
         _, final = self.gru(z0.unsqueeze(1).expand(-1, self.n_layers, -1))
         return final.transpose(0, 1)
 
