@@ -1,0 +1,1 @@
+"""The vision task: torchvision classifiers under device shift."""

@@ -1,0 +1,37 @@
+"""The methods of a comparison: one file a method, one interface, ``train(problem) -> Trained``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from persona.errors import ConfigError, nearest
+from recsys.baselines.base import Problem, Trained
+from recsys.baselines.duet import train_duet
+from recsys.baselines.finetune import finetune_adaptive, finetune_all
+from recsys.baselines.host import train_host, train_longer
+from recsys.baselines.persona import train_frozen, train_held_back, train_joint
+
+METHODS: dict[str, Callable[[Problem], Trained]] = {
+    "host": train_host,
+    "trained_longer": train_longer,
+    "finetune_all": finetune_all,
+    "finetune_adaptive": finetune_adaptive,
+    "duet": train_duet,
+    "persona_frozen": train_frozen,
+    "persona_joint": train_joint,
+    "persona_held_back": train_held_back,
+}
+
+
+def train_method(name: str, problem: Problem) -> Trained:
+    """Train the method called ``name``.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    return METHODS[name](problem)
+
+
+__all__ = ["METHODS", "Problem", "Trained", "train_method"]

@@ -1,0 +1,25 @@
+"""Fine-tuning for everybody on the later rows: the rows that the held-back editor learns from."""
+
+from __future__ import annotations
+
+import time
+
+from recsys.baselines.base import Problem, Trained, adaptive_bytes, all_bytes
+from recsys.personalised import Personalised
+
+
+def finetune_all(problem: Problem) -> Trained:
+    """Every parameter of the host; all devices download the whole model again."""
+    started = time.perf_counter()
+    model = Personalised(problem.base_host())
+    problem.train("finetune_all", model, model.parameters(), problem.held_back.adapt, keep_start=True)
+    return problem.trained("finetune_all", model, all_bytes(model.host), started)
+
+
+def finetune_adaptive(problem: Problem) -> Trained:
+    """The adaptive layers alone, the same for every device."""
+    started = time.perf_counter()
+    model = Personalised(problem.base_host())
+    layers = model.host.adaptive_parameters()
+    problem.train("finetune_adaptive", model, layers, problem.held_back.adapt, keep_start=True)
+    return problem.trained("finetune_adaptive", model, adaptive_bytes(model.host), started)

@@ -1,0 +1,146 @@
+"""Every setting of a recommendation experiment in one flat, typed record: what a run logs and what makes it repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from persona.editor import EditorConfig
+from persona.errors import ConfigError, nearest
+from persona.training import FitConfig
+from recsys.hosts import HostConfig
+from recsys.objectives import LossConfig
+
+MODES = ("held_back", "joint", "frozen")
+
+
+@dataclass(frozen=True)
+class RecsysConfig:
+    """Settings of one protocol, host and seed.
+
+    Attributes:
+        protocol: ``paper``, ``full`` or ``time``.
+        host: ``din``, ``gru4rec`` or ``sasrec``.
+        preset: ``paper`` (d = 32, T = 10) or ``modern`` (d = 64, T = 50).
+        seed: of initialisation, order of rows, negatives and dropout.
+        loss: ``bce`` (as published), ``sampled_softmax`` or ``gbce``.
+        negatives: sampled for every positive.
+        batch_size: rows (or sequences) a step.
+        sequences: train the host on all positions of a sequence at once (GRU4Rec, SASRec).
+        monitor: validation metric that selects epochs.
+        epochs: at most this many, for host and editor each.
+        patience: epochs without a better validation value before training stops.
+        min_epochs: patience is not counted before.
+        learning_rate: of Adam, for the host.
+        editor_learning_rate: of Adam, for the editor.
+        weight_decay: decoupled.
+        dim: d, 0 takes the preset's.
+        max_length: T, 0 takes the preset's.
+        dropout: of the host, negative takes the preset's.
+        mode: which rows the editor learns from: ``held_back``, ``joint`` or ``frozen``.
+        hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
+        edit_dropout: share of rows trained without an edit in mode ``joint``.
+        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
+        head: ``full`` or ``low_rank``.
+        rank: of the low-rank head.
+        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
+        tau: radius of the bound in units of the layer's root-mean-square weight.
+        width: of the editing codes.
+        validation_events: at most this many events validate an epoch.
+
+    Raises:
+        ConfigError: a setting is unknown, out of range, or contradicts another one.
+    """
+
+    protocol: str = "time"
+    host: str = "sasrec"
+    preset: str = "paper"
+    seed: int = 0
+    loss: str = "bce"
+    negatives: int = 4
+    batch_size: int = 1024
+    sequences: bool = False
+    monitor: str = "uauc"
+    epochs: int = 60
+    patience: int = 5
+    min_epochs: int = 0
+    learning_rate: float = 1e-3
+    editor_learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    dim: int = 0
+    max_length: int = 0
+    dropout: float = -1.0
+    mode: str = "held_back"
+    hold_back: float = 0.2
+    edit_dropout: float = 0.5
+    transfer: str = "stacked"
+    head: str = "full"
+    rank: int = 4
+    bound: str = "tanh"
+    tau: float = 1.0
+    width: int = 32
+    validation_events: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"unknown mode {self.mode!r}: {nearest(self.mode, MODES)}")
+        for name in ("hold_back", "edit_dropout"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it is a share between 0 and 1")
+        if self.validation_events < 1:
+            raise ConfigError(f"validation_events is {self.validation_events}, but it has to be at least 1")
+        # The parts check themselves; here they are built once, so that a wrong setting is named before any work.
+        self.host_config(n_items=2)
+        self.editor_config(context_dim=1)
+        self.fit_config(self.learning_rate)
+        self.fit_config(self.editor_learning_rate)
+        self.loss_config()
+
+    def host_config(self, n_items: int) -> HostConfig:
+        """The host's settings for a catalogue."""
+        chosen = {"dim": self.dim or None, "max_length": self.max_length or None}
+        overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        if self.dropout >= 0:
+            overrides["dropout"] = self.dropout
+        return HostConfig.preset(self.host, self.preset, n_items, **overrides)
+
+    def editor_config(self, context_dim: int) -> EditorConfig:
+        """The editor's settings for a host."""
+        return EditorConfig(
+            context_dim=context_dim,
+            width=self.width,
+            transfer=self.transfer,
+            head=self.head,
+            rank=self.rank,
+            bound=self.bound,
+            tau=self.tau,
+        )
+
+    def fit_config(self, learning_rate: float) -> FitConfig:
+        """The training loop's settings."""
+        return FitConfig(
+            epochs=self.epochs,
+            patience=self.patience,
+            min_epochs=self.min_epochs,
+            learning_rate=learning_rate,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+        )
+
+    def loss_config(self) -> LossConfig:
+        """The objective's settings."""
+        return LossConfig(self.loss, self.negatives, self.batch_size, self.sequences, self.monitor)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RecsysConfig:
+        """Inverse of ``as_dict``; an unknown name is refused."""
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
+        return cls(**values)

@@ -1,0 +1,244 @@
+"""Objectives: what an epoch is, for ``persona.training.fit``.
+
+``RowObjective`` trains one target a row, with negatives drawn anew every epoch: any host, any editor. ``SequenceObjective``
+trains all positions of a sequence at once, with negatives shared by a batch: GRU4Rec and SASRec without an editor.
+
+Shapes: B rows, T positions, C candidates, N negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from persona.errors import ConfigError, nearest
+from recsys import losses
+from recsys.batches import Batch, Context
+from recsys.evaluation import Evaluation
+from recsys.hosts import SequentialHost
+from recsys.negatives import sample_negatives
+from recsys.personalised import Personalised
+from recsys.sequences import SequenceData
+
+DRAWN_BATCHES = 64
+LOSSES = ("bce", "sampled_softmax", "gbce")
+
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How a batch is made and judged.
+
+    Attributes:
+        loss: ``bce`` (as published), ``sampled_softmax`` or ``gbce``.
+        negatives: drawn for every target (rows) or for every batch (sequences).
+        batch_size: rows or sequences.
+        sequences: train all positions of a sequence at once.
+        monitor: metric that selects the epoch.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+
+    loss: str = "bce"
+    negatives: int = 4
+    batch_size: int = 1024
+    sequences: bool = False
+    monitor: str = "uauc"
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"unknown loss {self.loss!r}: {nearest(self.loss, LOSSES)}")
+        for name in ("negatives", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items: int, mask: Tensor | None) -> Tensor:
+    """Mean loss of positives (...) against negatives (..., N)."""
+    if config.loss == "sampled_softmax":
+        return losses.sampled_softmax(positive, negatives, mask)
+    if config.loss == "gbce":
+        return losses.gbce(positive, negatives, n_items, mask=mask)
+    return losses.bce(torch.cat([positive.unsqueeze(-1), negatives], dim=-1), mask)
+
+
+class _Validated:
+    """Validation on held-out rows, and the metric that selects the epoch."""
+
+    def __init__(self, model: Personalised, validation: Evaluation, config: LossConfig, seed: int) -> None:
+        self.model, self.validation, self.config, self.seed = model, validation, config, seed
+
+    @property
+    def monitor(self) -> str:
+        """Larger is better."""
+        return self.config.monitor
+
+    def validate(self) -> dict[str, float]:
+        """The metrics of the protocol."""
+        summary = self.validation.run(self.model).summary
+        if self.config.monitor not in summary:
+            raise ConfigError(f"unknown metric {self.config.monitor!r}: {nearest(self.config.monitor, summary)}")
+        return summary
+
+
+class RowObjective(_Validated):
+    """One target a row: its context, the target, and fresh negatives.
+
+    Args:
+        model: host, or host with editor.
+        data: the events.
+        positions: (R,) events to learn from.
+        validation: rows that select the epoch.
+        config: loss, negatives, batch size.
+        seed: of the order of rows and of the negatives.
+    """
+
+    def __init__(
+        self,
+        model: Personalised,
+        data: SequenceData,
+        positions: Int64Array,
+        validation: Evaluation,
+        config: LossConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(model, validation, config, seed)
+        self.data, self.positions = data, positions
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The rows in a new order, with new negatives."""
+        rng = np.random.default_rng([self.seed, epoch])
+        # Negatives are drawn for many batches at once: looking up what users touched costs more than drawing.
+        for positions in _blocks(rng.permutation(self.positions), DRAWN_BATCHES * self.config.batch_size):
+            negatives = sample_negatives(self.data, self.data.user_of(positions), self.config.negatives, rng)
+            items, lengths = map(torch.from_numpy, self.data.contexts(positions, self.model.host.config.max_length))
+            drawn = np.column_stack([self.data.items[positions], negatives]).astype(np.int64)
+            candidates = torch.from_numpy(drawn)
+            for rows in torch.arange(len(positions)).split(self.config.batch_size):
+                yield Batch(Context(items[rows], lengths[rows]), candidates[rows])
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over rows."""
+        logits = self.model(batch.features)
+        return batch_loss(self.config, logits[:, 0], logits[:, 1:], self.data.n_items, None)
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Windows of B users: context (B, T), the item after each position (B, T), 0 where none, and shared negatives (N,)."""
+
+    context: Context
+    targets: Tensor
+    negatives: Tensor
+
+
+class SequenceObjective(_Validated):
+    """All positions of a window at once; every target meets the same N negatives of its batch.
+
+    Every epoch cuts each user's training events into windows of T + 1 at a new offset, so that contexts of all lengths
+    occur and no event is left out.
+
+    Raises:
+        ConfigError: the host scores every candidate by itself and cannot share a state between targets.
+    """
+
+    def __init__(
+        self,
+        model: Personalised,
+        data: SequenceData,
+        positions: Int64Array,
+        validation: Evaluation,
+        config: LossConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(model, validation, config, seed)
+        if not isinstance(model.host, SequentialHost) or model.editor is not None:
+            raise ConfigError(
+                f"{model.host.config.kind} with an editor of its own or with attention to the target cannot train whole "
+                "sequences: use rows (sequences = false)"
+            )
+        if data.baskets:
+            raise ConfigError(
+                "whole sequences would let a target see the rest of its basket: use rows (sequences = false)"
+            )
+        self.host, self.data = model.host, data
+        self.trained = np.zeros(data.n_events, dtype=bool)
+        self.trained[positions] = True
+
+    def batches(self, epoch: int) -> Iterator[SequenceBatch]:
+        """Windows in a new order and at new offsets, with new negatives."""
+        rng = np.random.default_rng([self.seed, epoch])
+        width = self.host.config.max_length
+        start, stop = self._windows(rng, width)
+        for rows in _blocks(rng.permutation(len(start)), self.config.batch_size):
+            index = start[rows, None] + np.arange(width + 1)
+            valid = index < stop[rows, None]
+            items = np.where(valid, self.data.items[np.minimum(index, self.data.n_events - 1)], 0).astype(np.int64)
+            trained = valid & self.trained[np.minimum(index, self.data.n_events - 1)]
+            lengths = np.minimum(valid.sum(1) - 1, width)
+            history = np.where(np.arange(width) < lengths[:, None], items[:, :-1], 0)
+            yield SequenceBatch(
+                Context(torch.from_numpy(history), torch.from_numpy(lengths)),
+                torch.from_numpy(np.where(trained, items, 0)[:, 1:]),
+                torch.from_numpy(rng.integers(1, self.data.n_items + 1, self.config.negatives)),
+            )
+
+    def _windows(self, rng: np.random.Generator, width: int) -> tuple[Int64Array, Int64Array]:
+        """Start and stop of every window that holds a target; neighbours share one event, target of one, context of the next."""
+        users = self.data.user_of(np.flatnonzero(self.trained))
+        last = np.zeros(self.data.n_users, dtype=np.int64)
+        np.maximum.at(last, users, np.flatnonzero(self.trained) + 1)
+        known = np.unique(users)
+        first, last = self.data.offsets[known], last[known]
+        # The last window ends at the user's last target, moved back by a random share of a window for long users.
+        shift = np.where(last - first > width + 1, rng.integers(0, width, len(known)), 0)
+        ends = last + shift
+        counts = np.maximum(1, -(-(ends - first - 1) // width))
+        user = np.repeat(np.arange(len(known)), counts)
+        step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        stop = ends[user] - step * width
+        start = np.maximum(first[user], stop - width - 1)
+        stop = np.minimum(stop, last[user])
+        keep = stop - start >= 2
+        return start[keep], stop[keep]
+
+    def loss(self, batch: SequenceBatch) -> Tensor:
+        """Mean over all targets of the batch; a negative that is the target itself does not count."""
+        users = self.host.user_vectors(self.host.encode_sequence(batch.context))
+        mask = batch.targets > 0
+        users, targets = users[mask], batch.targets[mask]
+        positive = (users * self.host.target_vectors(targets)).sum(-1)
+        negatives = users @ self.host.target_vectors(batch.negatives).T
+        clash = targets.unsqueeze(1) == batch.negatives
+        negatives = negatives.masked_fill(clash, torch.finfo(negatives.dtype).min / 2)
+        return batch_loss(self.config, positive, negatives, self.data.n_items, None)
+
+
+def make_objective(
+    model: Personalised,
+    data: SequenceData,
+    positions: Int64Array,
+    validation: Evaluation,
+    config: LossConfig,
+    seed: int,
+) -> RowObjective | SequenceObjective:
+    """The objective that ``config`` asks for; an editor always learns from rows, for every row has an edit of its own."""
+    kind = SequenceObjective if config.sequences and model.editor is None else RowObjective
+    return kind(model, data, positions, validation, config, seed)
+
+
+def _blocks(order: Int64Array, size: int) -> Iterator[Int64Array]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,75 @@
+"""A host with its parameter editor: what is trained, evaluated and served.
+
+Shapes: B rows (devices), T context length, C candidates, V items.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchrec import KeyedJaggedTensor
+
+from persona.editor import ParameterEditor
+from persona.edits import Edit
+from recsys.batches import Context
+from recsys.hosts import Host
+
+
+class Personalised(nn.Module):
+    """A host whose adaptive layers are edited by what its device sees; without an editor, the host itself.
+
+    Args:
+        host: the host.
+        editor: reads the host's context features; ``None`` for the host alone.
+        edit_dropout: share of training rows whose edit is switched off, so that the host alone stays good while both
+            learn together.
+        fixed_host: keep the host in evaluation mode (no dropout) while the editor learns.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        editor: ParameterEditor | None = None,
+        *,
+        edit_dropout: float = 0.0,
+        fixed_host: bool = False,
+    ) -> None:
+        super().__init__()
+        self.host, self.editor = host, editor
+        self.edit_dropout, self.fixed_host = edit_dropout, fixed_host
+
+    def train(self, mode: bool = True) -> Personalised:
+        """Training or evaluation mode; a fixed host stays in evaluation mode."""
+        super().train(mode)
+        self.host.train(mode and not self.fixed_host)
+        return self
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """Logits (B, C) of a batch's features, with one lookup: the training path."""
+        history, lengths, targets = self.host.lookup(features)
+        edit = None if self.editor is None else self._drop(self.editor(history, lengths))
+        state = self.host.encode_history(history, lengths)
+        with self.host.adaptive.applied(edit):
+            return self.host.match(state, self.host.project_targets(targets))
+
+    def edit(self, context: Context) -> Edit | None:
+        """The edit for every row of a context, in one forward pass of the editor; ``None`` without an editor."""
+        if self.editor is None:
+            return None
+        edit: Edit = self.editor(self.host.context_features(context), context.lengths)
+        return edit
+
+    def score(self, context: Context, candidates: Tensor) -> Tensor:
+        """Logits (B, C) of ``candidates`` (B, C)."""
+        return self.host.score(self.host.encode(context), candidates, self.edit(context))
+
+    def score_catalogue(self, context: Context, item_vectors: Tensor | None = None) -> Tensor:
+        """Logits (B, V + 1); column 0, the padding, is -inf."""
+        state = self.host.encode(context)
+        return self.host.score_catalogue(state, self.edit(context), item_vectors=item_vectors)
+
+    def _drop(self, edit: Edit) -> Edit:
+        if not self.training or self.edit_dropout == 0.0:
+            return edit
+        keep = (torch.rand(edit.batch_size) >= self.edit_dropout).float()
+        return edit.map(lambda t: t * keep.reshape(-1, *[1] * (t.ndim - 1)))

@@ -1,0 +1,271 @@
+"""The servable bundle: a history in, ranked items out.
+
+A bundle is a folder that holds all a server needs and nothing that has to be unpickled:
+
+    bundle.json             format, settings, digests, metrics, lineage
+    host.safetensors        the host's parameters
+    editor.safetensors      the editor's parameters (absent if the bundle is the host alone)
+    items.parquet           the vocabulary: item i is row i - 1, with its title where there is one
+
+Shapes: B histories, V items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from persona.editor import EditorConfig, ParameterEditor
+from persona.edits import Edit
+from persona.errors import ConfigError, DataError, FormatError, MismatchError, nearest
+from persona.storage import atomic_folder, digest_tensors, load_tensors, read_json, save_tensors, write_json
+from recsys.batches import Context
+from recsys.columns import ITEM, TITLE
+from recsys.hosts import Host, HostConfig, make_host
+from recsys.ids import canonical_id
+from recsys.personalised import Personalised
+
+FORMAT = "persona-recsys-bundle"
+FORMAT_VERSION = 1
+LEVELS = ("host", "edit")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One recommended item: its id, its title where the log had one, and its logit."""
+
+    item_id: str
+    score: float
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer for one history.
+
+    Attributes:
+        items: best first.
+        level: what answered, ``host`` or ``edit``. A history without a single known item is answered by the host, since
+            there is nothing to personalise by.
+        unknown: ids of the history that are not in the vocabulary; they were skipped.
+        edit_norm: Frobenius norm of the edit, 0 at level ``host``.
+    """
+
+    items: list[Ranked]
+    level: str
+    unknown: list[Any] = field(default_factory=list)
+    edit_norm: float = 0.0
+
+
+class Recommender:
+    """A personalised recommender, ready to answer.
+
+    Args:
+        model: host and editor.
+        item_ids: (V,) ids; item i is ``item_ids[i - 1]``.
+        titles: (V,) titles, or ``None``.
+        info: what ``bundle.json`` tells about training: settings, metrics, data digest, lineage.
+
+    Example::
+
+        recommender = Recommender.load("work/bundle")
+        answer = recommender.recommend(["1193", "661", "914"], k=10)
+        print([item.title for item in answer.items])
+    """
+
+    def __init__(
+        self,
+        model: Personalised,
+        item_ids: Sequence[str],
+        titles: Sequence[str | None] | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.item_ids = list(item_ids)
+        self.titles = None if titles is None else list(titles)
+        self.info = dict(info or {})
+        self.index = {item: i for i, item in enumerate(self.item_ids, start=1)}
+        self.host_digest = host_digest(model.host)
+        if model.editor is not None:
+            model.editor.host = self.host_digest
+
+    @cached_property
+    def item_vectors(self) -> Tensor:
+        """(V + 1, d) target vectors, which no edit changes."""
+        with torch.no_grad():
+            return self.model.host.item_vectors()
+
+    def recommend(
+        self,
+        history: Sequence[Any],
+        k: int = 10,
+        *,
+        level: str = "edit",
+        exclude: Sequence[Any] = (),
+        seen: bool = False,
+    ) -> Recommendation:
+        """The ``k`` best items for one history.
+
+        Args:
+            history: item ids, oldest first; unknown ids are skipped and reported, and only the last T known ones count.
+            k: how many items.
+            level: ``edit`` for a personalised answer, ``host`` for the host's own.
+            exclude: ids that must not be recommended.
+            seen: whether items of the history may be recommended again.
+
+        Raises:
+            ConfigError: the level is unknown, or ``k`` is below 1.
+        """
+        return self.recommend_many([history], k, level=level, exclude=[exclude], seen=seen)[0]
+
+    @torch.no_grad()
+    def recommend_many(
+        self,
+        histories: Sequence[Sequence[Any]],
+        k: int = 10,
+        *,
+        level: str = "edit",
+        exclude: Sequence[Sequence[Any]] | None = None,
+        seen: bool = False,
+    ) -> list[Recommendation]:
+        """Answers for B histories at once; arguments as in ``recommend``, with one ``exclude`` a history."""
+        if level not in LEVELS:
+            raise ConfigError(f"unknown level {level!r}: {nearest(level, LEVELS)}")
+        if k < 1:
+            raise ConfigError(f"k is {k}, but at least one item has to be asked for")
+        known, unknown = self.known_items(histories)
+        context = self.context(known)
+        edit = self.edit(context) if level == "edit" else None
+        state = self.model.host.encode(context)
+        scores = self.model.host.score_catalogue(state, edit, item_vectors=self.item_vectors)
+        for row, items in enumerate(known):
+            banned = [] if seen else items
+            if exclude is not None:
+                banned = [*banned, *self.known_items([exclude[row]])[0][0]]
+            scores[row, banned] = float("-inf")
+        norms = torch.zeros(len(known)) if edit is None else edit.norm()
+        return [
+            Recommendation(
+                items=self._ranked(scores[row], k),
+                level=level if items else "host",
+                unknown=unknown[row],
+                edit_norm=float(norms[row]) if items else 0.0,
+            )
+            for row, items in enumerate(known)
+        ]
+
+    def edit(self, context: Context) -> Edit | None:
+        """The edit of every row; rows without a history get none (a zero edit). ``None`` if there is no editor."""
+        edit = self.model.edit(context)
+        if edit is None:
+            return None
+        personal = (context.lengths > 0).float()
+        return edit.map(lambda t: t * personal.reshape(-1, *[1] * (t.ndim - 1)))
+
+    def context(self, known: Sequence[Sequence[int]]) -> Context:
+        """The model's view of item index histories: the last T of each."""
+        return Context.from_lists(known, self.model.host.config.max_length)
+
+    def known_items(self, histories: Sequence[Sequence[Any]]) -> tuple[list[list[int]], list[list[Any]]]:
+        """Item indices of each history, and the ids in it that the vocabulary does not have."""
+        known: list[list[int]] = []
+        unknown: list[list[Any]] = []
+        for history in histories:
+            found = [(given, self.index.get(canonical_id(given))) for given in history]
+            known.append([index for _, index in found if index is not None])
+            unknown.append([given for given, index in found if index is None])
+        return known, unknown
+
+    def save(self, folder: Path) -> None:
+        """Write the bundle; the folder appears at once or not at all."""
+        editor = self.model.editor
+        with atomic_folder(Path(folder)) as new:
+            save_tensors(new / "host.safetensors", self.model.host.state_dict(), {"digest": self.host_digest})
+            if editor is not None:
+                save_tensors(new / "editor.safetensors", editor.state_dict(), {"host": self.host_digest})
+            items = {ITEM: self.item_ids} | ({} if self.titles is None else {TITLE: self.titles})
+            pl.DataFrame(items).write_parquet(new / "items.parquet")
+            write_json(
+                new / "bundle.json",
+                {
+                    "format": FORMAT,
+                    "version": FORMAT_VERSION,
+                    "host": self.model.host.config.as_dict(),
+                    "editor": None if editor is None else editor.config.as_dict(),
+                    "host_digest": self.host_digest,
+                    "info": self.info,
+                },
+            )
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Recommender:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FormatError: the folder is missing, damaged, or of a version that this release cannot read.
+            MismatchError: host and editor of the folder do not belong together.
+        """
+        folder = Path(folder)
+        header = _read_header(folder)
+        host = make_host(HostConfig.from_dict(header["host"]))
+        _load_state(host, folder / "host.safetensors")
+        if host_digest(host) != header["host_digest"]:
+            raise FormatError(f"{folder / 'host.safetensors'} is damaged (its digest differs): fetch the bundle again")
+        editor = None
+        if header["editor"] is not None:
+            config = EditorConfig.from_dict(header["editor"])
+            editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), header["host_digest"])
+            made_for = _load_state(editor, folder / "editor.safetensors").get("host")
+            if made_for != header["host_digest"]:
+                raise MismatchError(f"{folder}: the editor was trained for another host; fetch the bundle again")
+        try:
+            items = pl.read_parquet(folder / "items.parquet")
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise FormatError(f"{folder / 'items.parquet'} cannot be read: fetch the bundle again") from error
+        titles = items[TITLE].to_list() if TITLE in items.columns else None
+        return cls(Personalised(host, editor), items[ITEM].to_list(), titles, header["info"])
+
+    def _ranked(self, scores: Tensor, k: int) -> list[Ranked]:
+        top = scores.topk(min(k, len(self.item_ids)))
+        return [
+            Ranked(self.item_ids[i - 1], score, None if self.titles is None else self.titles[i - 1])
+            for score, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            if np.isfinite(score)
+        ]
+
+
+def host_digest(host: Host) -> str:
+    """The digest that edits of this host carry."""
+    return digest_tensors(host.state_dict())
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    if not (folder / "bundle.json").is_file():
+        raise DataError(f"{folder} holds no bundle (no bundle.json): run `persona recsys release` first")
+    header: dict[str, Any] = read_json(folder / "bundle.json")
+    if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
+        raise FormatError(
+            f"{folder} has format {header.get('format')!r} version {header.get('version')!r}, but {FORMAT!r} version "
+            f"{FORMAT_VERSION} is needed: release the bundle again"
+        )
+    missing = {"host", "editor", "host_digest", "info"} - header.keys()
+    if missing:
+        raise FormatError(f"{folder / 'bundle.json'} lacks {min(missing)!r}: release the bundle again")
+    return header
+
+
+def _load_state(module: torch.nn.Module, path: Path) -> dict[str, Any]:
+    tensors, header = load_tensors(path)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FormatError(f"{path} does not fit the settings of its bundle: fetch the bundle again") from error
+    return header
