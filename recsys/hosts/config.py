@@ -1,0 +1,121 @@
+"""The settings of a host, their presets and their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from persona.errors import ConfigError, nearest
+
+# "paper" is method.md section 5; "modern" is what today's practice needs: wider, longer, regularised.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "din": {"dim": 32, "max_length": 10, "feed_forward": 128},
+        "gru4rec": {"dim": 32, "max_length": 10},
+        "sasrec": {"dim": 32, "max_length": 10, "heads": 4, "feed_forward": 128},
+    },
+    "modern": {
+        "din": {"dim": 64, "max_length": 50, "feed_forward": 256, "dropout": 0.2},
+        "gru4rec": {"dim": 64, "max_length": 50, "dropout": 0.2},
+        "sasrec": {"dim": 64, "max_length": 50, "heads": 2, "blocks": 2, "feed_forward": 256, "dropout": 0.2},
+    },
+}
+KINDS = tuple(PRESETS["paper"])
+
+# A setting that a kind does not use has to keep this value, so that no setting is silently ignored.
+_UNUSED = {"heads": 1, "blocks": 1, "feed_forward": 0}
+_USED = {"din": {"feed_forward"}, "gru4rec": {"blocks"}, "sasrec": {"heads", "blocks", "feed_forward"}}
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """What a host is built from.
+
+    Attributes:
+        kind: "din", "gru4rec" or "sasrec".
+        n_items: V, items of the catalogue without padding.
+        variant: the preset whose arrangement of layers is used. "paper" sends the history through one tanh layer, and
+            SASRec normalises after each residual; "modern" reads the embeddings themselves, and SASRec normalises before.
+        dim: d, width of embeddings and states.
+        max_length: T, the longest context.
+        heads: attention heads (sasrec).
+        blocks: encoder blocks (sasrec), stacked GRU layers (gru4rec).
+        feed_forward: width of the feed-forward layer (sasrec), of the head's first layer (din).
+        dropout: share of dropped activations in training.
+
+    Raises:
+        ConfigError: a setting is out of its range, or is not one of this kind.
+    """
+
+    kind: str
+    n_items: int
+    variant: str = "paper"
+    dim: int = 32
+    max_length: int = 10
+    heads: int = 1
+    blocks: int = 1
+    feed_forward: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_known("host", self.kind, KINDS)
+        _check_known("preset", self.variant, PRESETS)
+        for name in ("n_items", "dim", "max_length", "heads", "blocks"):
+            _check_integer(name, getattr(self, name), minimum=1)
+        _check_integer("feed_forward", self.feed_forward, minimum=0)
+        for name, neutral in _UNUSED.items():
+            if name not in _USED[self.kind] and getattr(self, name) != neutral:
+                raise ConfigError(f"{self.kind} has no setting {name!r}: leave it at {neutral}")
+        if "feed_forward" in _USED[self.kind] and self.feed_forward < 2:
+            raise ConfigError(f"feed_forward of {self.kind} has to be at least 2, not {self.feed_forward}")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout has to be a number from 0 to below 1, not {self.dropout!r}")
+        if self.dim % self.heads:
+            raise ConfigError(f"dim has to be a multiple of heads, but {self.dim} is none of {self.heads}")
+
+    @classmethod
+    def preset(cls, kind: str, preset: str, n_items: int, **overrides: Any) -> HostConfig:
+        """The settings of ``preset`` for ``kind``, with ``overrides`` of single ones.
+
+        Example::
+
+            HostConfig.preset("sasrec", "modern", n_items=9_000, dropout=0.4)
+
+        Raises:
+            ConfigError: ``kind``, ``preset`` or an override is unknown, or a value is out of its range.
+        """
+        _check_known("preset", preset, PRESETS)
+        _check_known("host", kind, KINDS)
+        return cls.from_dict(
+            {"kind": kind, "variant": preset, "n_items": n_items, **PRESETS[preset][kind], **overrides}
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON values; ``from_dict`` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HostConfig:
+        """The settings of ``as_dict``.
+
+        Raises:
+            ConfigError: a setting is unknown, missing or out of its range.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            _check_known("host setting", name, names)
+        for name in ("kind", "n_items"):
+            if name not in values:
+                raise ConfigError(f"the host setting {name!r} is missing: add it")
+        return cls(**values)
+
+
+def _check_known(what: str, name: Any, known: Any) -> None:
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}: {nearest(str(name), known)}")
+
+
+def _check_integer(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name} has to be a whole number from {minimum} up, not {value!r}")
