@@ -6,11 +6,13 @@ from typing import Any
 import polars as pl
 
 # An integer that text and number spell alike: no sign but a minus, no leading zero, fits 64 bits.
-CANONICAL_INTEGER = r"^(0|-?[1-9]\d{0,17})$"
+INTEGER = r"^(0|-?[1-9]\d{0,17})$"
+# The same, or one that went through a float column on its way into text.
+INTEGER_OR_FLOAT = r"^(0|-?[1-9]\d{0,17})(\.0+)?$"
 
 
 def canonical_id(value: Any) -> str:
-    """The spelling of one id: 42, 42.0 and "42" are "42"; any other text stays as it is.
+    """The spelling of one id: 42, 42.0 and " 42" are "42"; any other text only loses blanks around it.
 
     Example::
 
@@ -21,16 +23,27 @@ def canonical_id(value: Any) -> str:
         return str(int(value))
     if isinstance(value, Real) and float(value).is_integer():
         return str(int(float(value)))
-    return str(value)
+    return str(value).strip()
 
 
-def in_order(ids: pl.Series) -> pl.Series:
-    """Distinct ids, sorted: by value where all of them are integers, else by the bytes of their text.
+def canonical_texts(ids: pl.Series) -> pl.Series:
+    """The spelling of each id of a column, (n,) -> (n,) String; as ``canonical_id``, but "42.0" becomes "42" as well where
+    the whole column is such text, which is what integers with gaps turn into on their way through pandas and CSV.
 
     Args:
-        ids: text or integers without nulls.
+        ids: integers, whole floats or text.
     """
-    distinct = ids.unique()
-    if distinct.dtype == pl.String and distinct.str.contains(CANONICAL_INTEGER).all():
+    if ids.dtype.is_float():
+        ids = ids.cast(pl.Int64)
+    texts = ids.cast(pl.String).str.strip_chars()
+    if ids.dtype == pl.String and texts.str.contains(INTEGER_OR_FLOAT).all():
+        return texts.str.replace(r"\.0+$", "")
+    return texts
+
+
+def in_order(texts: pl.Series) -> pl.Series:
+    """Distinct ids (String), sorted: by value where all of them are integers, else by the bytes of their text."""
+    distinct = texts.unique()
+    if distinct.str.contains(INTEGER).all():
         distinct = distinct.cast(pl.Int64)
     return distinct.sort().cast(pl.String)

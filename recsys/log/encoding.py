@@ -1,0 +1,63 @@
+"""Id columns -> codes into an ordered vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from persona.errors import DataError
+from recsys.ids import canonical_texts, in_order
+from recsys.log.tables import Table
+
+MISSING_WORDS = ("nan", "null", "none", "na", "n/a", "<na>")
+
+
+def encode_ids(values: pl.Series, table: Table) -> tuple[NDArray[np.uint32], pl.Series]:
+    """Number the ids of a column (N,) in the order of the vocabulary.
+
+    Args:
+        values: without nulls, in the rows of ``table``.
+        table: tells the place of a row.
+
+    Returns:
+        codes (N,), and the vocabulary (n,) as text: numbers in numerical order, else in the order of the bytes. It depends
+        on the set of ids only, not on the order of rows.
+
+    Raises:
+        DataError: the column is of a type that is no id, or a value is empty or a fraction.
+    """
+    dtype = values.dtype
+    if dtype in (pl.Categorical, pl.Enum):
+        values = values.cast(pl.String)
+    elif not (dtype.is_integer() or dtype.is_float() or dtype == pl.String):
+        raise DataError(f"{table.label}: id column {values.name!r} is of type {dtype}: give integers or text")
+    distinct = values.unique()
+    _check_values(distinct, values, table)
+    texts = canonical_texts(distinct)
+    vocabulary = in_order(texts)
+    codes = texts.cast(pl.Enum(vocabulary)).to_physical().cast(pl.UInt32)
+    keys = pl.DataFrame({"id": distinct, "code": codes})
+    joined = pl.DataFrame({"id": values}).join(keys, on="id", how="left", maintain_order="left")
+    return joined["code"].to_numpy(), vocabulary
+
+
+def _check_values(distinct: pl.Series, values: pl.Series, table: Table) -> None:
+    """Refuse fractions, infinities and empty text; ``values`` serves to find the row."""
+    if distinct.dtype.is_float():
+        wrong = distinct.filter((~distinct.is_finite()) | (distinct != distinct.floor()) | (distinct.abs() >= 2.0**53))
+        reason = "which is no id: give integers or text"
+    elif distinct.dtype == pl.String:
+        wrong = distinct.filter(distinct.str.strip_chars() == "")
+        reason = "which is no id: fill it or drop the row"
+    else:
+        return
+    if len(wrong):
+        row = int(values.is_in(wrong.implode()).arg_true()[0])
+        raise DataError(f"{table.at(row)}: column {values.name!r} holds {values[row]!r}, {reason}")
+
+
+def note_missing_words(vocabulary: pl.Series, role: str) -> list[str]:
+    """A note on ids such as "nan", which are kept, but look like gaps that some tool wrote out as text."""
+    words = vocabulary.filter(vocabulary.str.to_lowercase().is_in(MISSING_WORDS)).to_list()
+    return [f"mind the {role} {word!r}: it looks like a missing id that was written out as text" for word in words]
