@@ -31,6 +31,11 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def digest_json(value: Any) -> str:
+    """SHA-256, in hex, of a JSON value; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it when the block ends without an error."""

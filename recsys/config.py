@@ -13,6 +13,17 @@ from recsys.hosts import HostConfig
 from recsys.objectives import LossConfig
 
 MODES = ("held_back", "joint", "frozen")
+# What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
+EDITOR_SETTINGS = (
+    "editor_learning_rate",
+    "edit_dropout",
+    "transfer",
+    "head",
+    "rank",
+    "bound",
+    "tau",
+    "width",
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,14 @@ class RecsysConfig:
     def loss_config(self) -> LossConfig:
         """The objective's settings."""
         return LossConfig(self.loss, self.negatives, self.batch_size, self.sequences, self.monitor)
+
+    def host_settings(self) -> dict[str, Any]:
+        """What a trained host depends on."""
+        return {k: v for k, v in self.as_dict().items() if k not in EDITOR_SETTINGS and k != "mode"}
+
+    def editor_settings(self) -> dict[str, Any]:
+        """What a trained editor depends on besides its host."""
+        return {k: v for k, v in self.as_dict().items() if k in EDITOR_SETTINGS}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

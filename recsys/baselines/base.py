@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from persona.editor import ParameterEditor
-from persona.errors import MismatchError
-from persona.storage import read_json, write_json
-from persona.training import FitConfig, FitResult, fit
+from persona.storage import digest_json, write_json
+from persona.training import FitResult, fit
 from recsys.config import RecsysConfig
 from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host, make_host
@@ -26,6 +24,8 @@ from recsys.protocols import Split, hold_back, make_split
 from recsys.sequences import SequenceData
 
 FLOAT_BYTES = 4
+# Methods whose names start so have an editor (or generator) of their own.
+EDITED = ("persona", "duet")
 
 Positions = NDArray[np.int64]
 OnEpoch = Callable[[str, dict[str, float]], None]
@@ -38,13 +38,13 @@ class Trained:
     Attributes:
         scorer: scores candidates in their context.
         refresh_bytes: what one device receives when the method adapts it once, in float32.
-        results: what each of its training runs did, by name.
-        seconds: wall time of its own training (a shared host is not counted); 0 if it was already there.
+        result: what its own training did; a host that methods share is not its own.
+        seconds: wall time of its own training.
     """
 
     scorer: Scorer
     refresh_bytes: int
-    results: dict[str, FitResult] = field(default_factory=dict)
+    result: FitResult = field(default_factory=FitResult)
     seconds: float = 0.0
 
 
@@ -54,21 +54,24 @@ class Problem:
     Args:
         data: the events.
         config: all settings.
-        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept.
+        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
+            data with the same settings has the same place in it, so that only what changed is trained again.
         on_epoch: called with the name of a training and the metrics of each of its epochs.
-
-    Raises:
-        MismatchError: the folder holds the work of other settings or other data.
     """
 
     def __init__(
         self, data: SequenceData, config: RecsysConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> None:
-        self.data, self.config, self.folder, self.on_epoch = data, config, folder, on_epoch
+        self.data, self.config, self.on_epoch = data, config, on_epoch
         self.split: Split = make_split(data, config.protocol)
-        self.results: dict[str, FitResult] = {}
+        self.host_results: dict[str, FitResult] = {}
+        self._hosts: dict[str, dict[str, torch.Tensor]] = {}
+        self._folder: Path | None = None
         if folder is not None:
-            _claim(Path(folder), {"data": data.digest, "settings": config.as_dict()})
+            owner = {"data": data.digest, **config.host_settings()}
+            self._folder = Path(folder) / f"{config.host}-seed{config.seed}-{digest_json(owner)[:8]}"
+            write_json(self._folder / "settings.json", owner)
+            write_json(self._editor_folder(self._folder) / "settings.json", config.editor_settings())
 
     @cached_property
     def validation(self) -> Evaluation:
@@ -95,15 +98,12 @@ class Problem:
         torch.manual_seed(self.config.seed)
         return make_host(self.config.host_config(self.data.n_items))
 
-    def new_editor(self, host: Host, *, transfer: str | None = None, generate: bool = False) -> ParameterEditor:
-        """An untrained editor for ``host``; ``generate`` leaves out the bound and the zero start."""
+    def new_editor(self, host: Host, *, generate: bool = False) -> ParameterEditor:
+        """An untrained editor for ``host``; ``generate`` means no bound, no zero start, no transfer."""
         torch.manual_seed(self.config.seed + 1)
-        settings = self.config.editor_config(host.context_dim).as_dict()
-        if transfer is not None:
-            settings["transfer"] = transfer
+        config = self.config.editor_config(host.context_dim)
         if generate:
-            settings |= {"bound": "none", "zero_start": False, "head": "full"}
-        config = type(self.config.editor_config(1))(**settings)
+            config = replace(config, bound="none", zero_start=False, head="full", transfer="none")
         return ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales())
 
     def base_host(self) -> Host:
@@ -116,6 +116,12 @@ class Problem:
             return self.base_host()
         return self._trained_host("host_early", self.held_back.train)
 
+    def folder_of(self, method: str) -> Path | None:
+        """Where the work of ``method`` is kept; what has an editor depends on the editor's settings, too."""
+        if self._folder is None:
+            return None
+        return self._editor_folder(self._folder) if method.startswith(EDITED) else self._folder
+
     def train(
         self,
         name: str,
@@ -124,42 +130,32 @@ class Problem:
         positions: Positions,
         *,
         keep_start: bool = False,
-        editing: bool = False,
+        learning_rate: float | None = None,
     ) -> FitResult:
         """Train ``parameters`` of ``model`` on ``positions``; a training that is already in the folder is taken from there."""
-        config = self.config
+        config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
         objective = make_objective(model, self.data, positions, self.validation, config.loss_config(), config.seed)
-        fit_config: FitConfig = config.fit_config(config.editor_learning_rate if editing else config.learning_rate)
-        on_epoch = self.on_epoch
-        result = fit(
+        return fit(
             model,
             parameters,
             objective,
-            fit_config,
-            folder=None if self.folder is None else Path(self.folder) / name,
+            config.fit_config(learning_rate or config.learning_rate),
+            folder=None if folder is None else folder / name,
             on_epoch=None if on_epoch is None else lambda metrics: on_epoch(name, metrics),
             keep_start=keep_start,
         )
-        self.results[name] = result
-        return result
-
-    def trained(self, name: str, scorer: Scorer, refresh_bytes: int, started: float) -> Trained:
-        """Pack a method's outcome."""
-        own = {key: result for key, result in self.results.items() if key == name}
-        return Trained(scorer, refresh_bytes, own, time.perf_counter() - started)
 
     def _trained_host(self, name: str, positions: Positions) -> Host:
         if name not in self._hosts:
             model = Personalised(self.new_host())
-            self.train(name, model, model.parameters(), positions)
+            self.host_results[name] = self.train(name, model, model.parameters(), positions)
             self._hosts[name] = {k: v.clone() for k, v in model.host.state_dict().items()}
         host = self.new_host()
         host.load_state_dict(self._hosts[name])
         return host.eval()
 
-    @cached_property
-    def _hosts(self) -> dict[str, dict[str, torch.Tensor]]:
-        return {}
+    def _editor_folder(self, folder: Path) -> Path:
+        return folder / f"editor-{digest_json(self.config.editor_settings())[:8]}"
 
     def _evaluation(self, positions: Positions, limit: int | None) -> Evaluation:
         return Evaluation(
@@ -180,20 +176,3 @@ def adaptive_bytes(host: Host) -> int:
 def all_bytes(host: Host) -> int:
     """Bytes of the whole host in float32."""
     return FLOAT_BYTES * sum(p.numel() for p in host.parameters())
-
-
-def _claim(folder: Path, owner: dict[str, object]) -> None:
-    """Write down what the folder is for, or refuse to mix it with something else."""
-    path = folder / "settings.json"
-    if not path.exists():
-        write_json(path, owner)
-        return
-    known = read_json(path)
-    if known == owner:
-        return
-    if known.get("data") != owner["data"]:
-        raise MismatchError(f"{folder} holds work on other data: choose another --work folder, or delete this one")
-    theirs, ours = known["settings"], owner["settings"]
-    assert isinstance(ours, dict)
-    changed = ", ".join(f"{k} {theirs.get(k)} there, {v} now" for k, v in ours.items() if theirs.get(k) != v)
-    raise MismatchError(f"{folder} holds work of other settings ({changed}): choose another --work folder or delete it")

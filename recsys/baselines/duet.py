@@ -17,13 +17,13 @@ from recsys.personalised import Personalised
 
 def train_duet(problem: Problem) -> Trained:
     """Host and generator learn together on all rows before validation."""
-    started = time.perf_counter()
     host = problem.new_host()
-    generator = problem.new_editor(host, transfer="none", generate=True)
+    generator = problem.new_editor(host, generate=True)
     with torch.no_grad():
         for parameter in host.adaptive_parameters():
             parameter.zero_()
     model = Personalised(host, generator)
+    started = time.perf_counter()
     learned = [*host.shared_parameters(), *generator.parameters()]
-    problem.train("duet", model, learned, problem.everything)
-    return problem.trained("duet", model, adaptive_bytes(host), started)
+    result = problem.train("duet", model, learned, problem.everything)
+    return Trained(model, adaptive_bytes(host), result, time.perf_counter() - started)

@@ -10,16 +10,16 @@ from recsys.personalised import Personalised
 
 def finetune_all(problem: Problem) -> Trained:
     """Every parameter of the host; all devices download the whole model again."""
-    started = time.perf_counter()
     model = Personalised(problem.base_host())
-    problem.train("finetune_all", model, model.parameters(), problem.held_back.adapt, keep_start=True)
-    return problem.trained("finetune_all", model, all_bytes(model.host), started)
+    started = time.perf_counter()
+    result = problem.train("finetune_all", model, model.parameters(), problem.held_back.adapt, keep_start=True)
+    return Trained(model, all_bytes(model.host), result, time.perf_counter() - started)
 
 
 def finetune_adaptive(problem: Problem) -> Trained:
     """The adaptive layers alone, the same for every device."""
-    started = time.perf_counter()
     model = Personalised(problem.base_host())
+    started = time.perf_counter()
     layers = model.host.adaptive_parameters()
-    problem.train("finetune_adaptive", model, layers, problem.held_back.adapt, keep_start=True)
-    return problem.trained("finetune_adaptive", model, adaptive_bytes(model.host), started)
+    result = problem.train("finetune_adaptive", model, layers, problem.held_back.adapt, keep_start=True)
+    return Trained(model, adaptive_bytes(model.host), result, time.perf_counter() - started)
