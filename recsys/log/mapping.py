@@ -30,10 +30,11 @@ def map_columns(table: Table, explicit: dict[str, str | None]) -> ColumnMapping:
         time, order = None, time
     for role in REQUIRED:
         if found[role] is None:
-            listing = ", ".join(table.names)
+            listing = ", ".join(table.names) or "none"
             raise DataError(f"{table.label}: no column looks like the {role}, give {role}=... (columns: {listing})")
     _check_apart(table, found)
-    return ColumnMapping(str(found["user"]), str(found["item"]), time, order, found["title"])
+    title = found["title"] if found["title"] != found["item"] else None
+    return ColumnMapping(str(found["user"]), str(found["item"]), time, order, title)
 
 
 def _by_name(table: Table, role: str) -> str | None:

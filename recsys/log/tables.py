@@ -64,6 +64,10 @@ class PolarsTable(Table):
     def scan(self, columns: list[str]) -> pl.LazyFrame:
         return self._frame.select(columns)
 
+    @override
+    def broken(self, error: Exception) -> DataError:
+        return DataError(f"{self.label} cannot be collected ({first_line(error)}): mend its query")
+
 
 class PandasTable(Table):
     """A pandas DataFrame. Only the columns asked for are converted, so that odd ones elsewhere do no harm."""
@@ -112,15 +116,21 @@ class ParquetTable(Table):
         if not self._parts:
             raise DataError(f"{label}: the folder holds no .parquet file: give a file, or a folder of Parquet parts")
         self._heights = [_checked_height(part) for part in self._parts]
-        self._frame = pl.scan_parquet(self._parts, missing_columns="raise", extra_columns="ignore")
-        try:
-            self.names = self._frame.collect_schema().names()
-        except pl.exceptions.PolarsError as error:
-            raise self.broken(error) from error
+        self._schema = pl.read_parquet_schema(self._parts[0])
+        self.names = list(self._schema)
 
     @override
     def scan(self, columns: list[str]) -> pl.LazyFrame:
-        return self._frame.select(columns)
+        first = self._parts[0]
+        for part in self._parts[1:]:
+            schema = pl.read_parquet_schema(part)
+            for column in columns:
+                if schema.get(column) != self._schema[column]:
+                    raise DataError(
+                        f"{part}: column {column!r} is {schema.get(column, 'missing')}, but {self._schema[column]} in "
+                        f"{first.name}: write all parts with the same columns"
+                    )
+        return pl.scan_parquet(self._parts, extra_columns="ignore").select(columns)
 
     @override
     def at(self, row: int) -> str:

@@ -93,7 +93,12 @@ def _from_text(values: pl.Series, table: Table) -> Times:
             return _from_integers(integers, table)
         numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
         if numbers.null_count():
-            raise _fail(table, values, _first(numbers.is_null()), "which is no number like those of the other rows")
+            raise _fail(
+                table,
+                values,
+                _first(numbers.is_null()),
+                "which is no number like those of the other rows: mend or drop the row",
+            )
         return _from_floats(numbers, table)
     formats = _best_formats(values)
     if not formats:
@@ -106,7 +111,12 @@ def _from_text(values: pl.Series, table: Table) -> Times:
         raise _fail(table, values, 0, "and no row tells whether day or month comes first: write dates as YYYY-MM-DD")
     if not whole:
         form, dates = max(parsed, key=lambda pair: -pair[1].null_count())
-        raise _fail(table, values, _first(dates.is_null()), "which is no time like those of the other rows")
+        raise _fail(
+            table,
+            values,
+            _first(dates.is_null()),
+            "which is no time like those of the other rows: mend or drop the row",
+        )
     form, dates = whole[0]
     return _from_dates(dates, f"text like {_example(form)}", table)
 
