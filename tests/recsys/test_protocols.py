@@ -196,11 +196,11 @@ def test_hold_back_moves_the_later_share_in_global_time():
 
 
 def test_hold_back_takes_the_later_share_of_every_user():
-    data = sequences([list(range(13)), list(range(8)), [1, 2]])
+    data = sequences([list(range(13)), list(range(7)), [1, 2]])
     held = hold_back(data, make_split(data, "paper"), share=0.4)
-    # 10, 5 and 1 training positions: 4, 2 and 0 of them are held back.
-    np.testing.assert_array_equal(held.adapt, [7, 8, 9, 10, 17, 18])
-    np.testing.assert_array_equal(held.train, [1, 2, 3, 4, 5, 6, 14, 15, 16, 22])
+    # 10, 4 and 1 training positions: 4, 2 (of 1.6) and 0 (of 0.4) of them are held back.
+    np.testing.assert_array_equal(held.adapt, [7, 8, 9, 10, 16, 17])
+    np.testing.assert_array_equal(held.train, [1, 2, 3, 4, 5, 6, 14, 15, 21])
 
 
 def test_hold_back_divides_no_basket():
