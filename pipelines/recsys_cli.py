@@ -1,0 +1,328 @@
+"""The commands `persona recsys ...`: options in, a step of ``recsys_steps``, tables or JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines import console
+from pipelines.options import with_settings
+
+if TYPE_CHECKING:
+    from pipelines import recsys_steps
+    from pipelines.cells import Notify
+    from pipelines.workspace import Workspace
+    from recsys.config import RecsysConfig
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+DATA_HELP = "A CSV, TSV, .inter or Parquet file, a folder of Parquet parts, or movielens-small, ml-100k."
+WORK_HELP = "Folder that the steps share: data, checkpoints, results, bundle."
+
+WorkOption = Annotated[Path, typer.Option("--work", help=WORK_HELP)]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
+UserColumn = Annotated[str | None, typer.Option("--user-column", help="Column of user ids, if its name does not tell.")]
+ItemColumn = Annotated[str | None, typer.Option("--item-column", help="Column of item ids.")]
+TimeColumn = Annotated[str | None, typer.Option("--time-column", help="Column of times or positions.")]
+TitleColumn = Annotated[str | None, typer.Option("--title-column", help="Column of item titles.")]
+MinEvents = Annotated[int, typer.Option(min=1, help="Leave out users and items with fewer events, counted once.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]
+Methods = Annotated[str, typer.Option(help="Comma-separated methods; all by default.")]
+Protocols = Annotated[str, typer.Option(help="Comma-separated protocols to evaluate under; the first one is released.")]
+
+WORK = Path("work")
+
+
+@app.callback(
+    epilog="Examples:\n\n"
+    "persona recsys run --data movielens-small                 everything, on real data\n\n"
+    "persona recsys run --data events.csv --protocol time      your own log\n\n"
+    "persona recsys recommend --user 42 --k 5                  what should this user see now"
+)
+def recsys() -> None:
+    """Personalised recommendation: from an interaction log to a registered model that answers."""
+
+
+@app.command(epilog="Example:  persona recsys prepare --data events.csv --user-column customer")
+def prepare(
+    data: DataOption,
+    work: WorkOption = WORK,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    title_column: TitleColumn = None,
+    min_events: MinEvents = 1,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Read an interaction log of any form, say what was understood, and keep it as sequences."""
+    steps, out = _start(as_json)
+    columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
+    result = steps.prepare(data, _workspace(work), columns=columns, min_events=min_events)
+    for line in result.understood:
+        out.say(line)
+    out.result(result)
+
+
+@app.command(epilog="Example:  persona recsys pretrain --host gru4rec --protocol paper")
+@with_settings
+def pretrain(
+    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+) -> None:
+    """Train the host: shared and adaptive layers, the same for everybody."""
+    _train("pretrain", given, work, config, as_json)
+
+
+@app.command(epilog="Example:  persona recsys edit --transfer recurrent --bound frobenius")
+@with_settings
+def edit(
+    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+) -> None:
+    """Train the parameter editor for the host."""
+    _train("edit", given, work, config, as_json)
+
+
+@app.command(epilog="Example:  persona recsys evaluate --seeds 3 --methods host,finetune_all,persona_held_back")
+@with_settings
+def evaluate(
+    given: dict[str, Any],
+    work: WorkOption = WORK,
+    config: ConfigOption = None,
+    methods: Methods = "",
+    protocols: Annotated[str, typer.Option(help="Comma-separated protocols; --protocol by default.")] = "",
+    seeds: Seeds = 1,
+    jobs: Jobs = 1,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Compare methods with the host on the same rows and negatives, with intervals over users."""
+    _, out = _start(as_json)
+    space = _workspace(work)
+    settings = space.settings(given, config)
+    comparisons = _evaluate(space, settings, _split(protocols) or [settings.protocol], _split(methods), seeds, jobs)
+    for comparison in comparisons:
+        _show(comparison, out)
+    out.result([comparison.as_dict() for comparison in comparisons])
+
+
+@app.command(epilog="Example:  persona recsys release --work work")
+@with_settings
+def release(
+    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+) -> None:
+    """Pack host and editor into a bundle, register it in MLflow, and call it the candidate."""
+    steps, out = _start(as_json)
+    space = _workspace(work)
+    settings = space.settings(given, config)
+    with _epochs("release", settings) as on_epoch:
+        released = steps.release(settings, space, on_epoch)
+    _say_released(released, out)
+    out.result(released)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "persona recsys recommend --user 42 --k 5\n\n"
+    "persona recsys recommend --user 42 --drop-last 5          before the last five events\n\n"
+    "persona recsys recommend --history 1193,661,914 --model models:/persona-recsys@candidate"
+)
+def recommend(
+    work: WorkOption = WORK,
+    user: Annotated[str | None, typer.Option(help="A user of the prepared log.")] = None,
+    history: Annotated[str | None, typer.Option(help="Comma-separated item ids, oldest first.")] = None,
+    model: Annotated[str, typer.Option(help="A bundle folder or a registered model; the workspace's by default.")] = "",
+    k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    level: Annotated[str, typer.Option(help="edit: personalised; host: the same model for everybody.")] = "edit",
+    drop_last: Annotated[int, typer.Option(min=0, help="Leave out this many of the latest events.")] = 0,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Answer: what should this user see now."""
+    steps, out = _start(as_json)
+    space = _workspace(work)
+    answer = steps.recommend(
+        model or space.bundle,
+        work=space,
+        user=user,
+        history=None if history is None else _split(history),
+        k=k,
+        level=level,
+        drop_last=drop_last,
+    )
+    _show_answer(answer, out)
+    out.result(answer)
+
+
+@app.command(epilog="Example:  persona recsys run --data movielens-small --protocols time,paper --jobs 2")
+@with_settings
+def run(
+    given: dict[str, Any],
+    data: DataOption,
+    work: WorkOption = WORK,
+    config: ConfigOption = None,
+    protocols: Protocols = "",
+    methods: Methods = "",
+    seeds: Seeds = 1,
+    jobs: Jobs = 1,
+    user: Annotated[
+        str | None, typer.Option(help="Whom to recommend to in the end; the user active last by default.")
+    ] = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    title_column: TitleColumn = None,
+    min_events: MinEvents = 1,
+    as_json: console.JsonOption = False,
+) -> None:
+    """The whole way: prepare, pretrain, edit, evaluate against all baselines, release, recommend."""
+    from dataclasses import replace
+
+    from pipelines import tracking
+
+    steps, out = _start(as_json)
+    space = _workspace(work)
+    settings = space.settings(given, config)
+    chosen = _split(protocols) or [settings.protocol]
+    columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
+    tracking.connect(steps.EXPERIMENT)
+    with tracking.run("recsys", tags={"step": "run"}) as active:
+        prepared = steps.prepare(data, space, columns=columns, min_events=min_events)
+        for line in prepared.understood:
+            out.say(line)
+        comparisons = _evaluate(space, settings, chosen, _split(methods), seeds, jobs)
+        for comparison in comparisons:
+            _show(comparison, out)
+        with _epochs("release", settings) as on_epoch:
+            released = steps.release(replace(settings, protocol=chosen[0]), space, on_epoch)
+        _say_released(released, out)
+        shown = user or steps.latest_user(space)
+        answers = {
+            "before": steps.recommend(space.bundle, work=space, user=shown, drop_last=5),
+            "after": steps.recommend(space.bundle, work=space, user=shown),
+        }
+        tracking.log_json({"user": shown, **answers}, "recommendations.json")
+    _show_before_after(shown, answers, out)
+    out.say(f"\nSee runs, figures and the registered model:  persona ui   (run {active.info.run_id})")
+    out.result(
+        {
+            "run_id": active.info.run_id,
+            "prepared": prepared,
+            "comparisons": [comparison.as_dict() for comparison in comparisons],
+            "released": released,
+            "user": shown,
+            "answers": answers,
+        }
+    )
+
+
+def _start(as_json: bool) -> tuple[Any, console.Output]:
+    """Heavy packages are loaded here, after the command line was understood."""
+    from persona import runtime
+
+    runtime.configure()
+    from pipelines import recsys_steps
+
+    return recsys_steps, console.Output(as_json)
+
+
+def _workspace(root: Path) -> Workspace:
+    from pipelines.workspace import Workspace
+
+    return Workspace(root)
+
+
+def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as_json: bool) -> None:
+    steps, out = _start(as_json)
+    space = _workspace(work)
+    settings = space.settings(given, config)
+    with _epochs(step, settings) as on_epoch:
+        result = getattr(steps, step)(settings, space, on_epoch)
+    out.table(
+        f"{result.name}: {result.epochs} epochs, best {result.best_epoch}",
+        ["metric", f"validation, protocol {settings.protocol}"],
+        [[name, value] for name, value in result.validation.items() if name != "epoch"],
+    )
+    out.result(result)
+
+
+@contextmanager
+def _epochs(description: str, settings: RecsysConfig) -> Iterator[Any]:
+    with console.progress(description, settings.epochs) as advance:
+        yield lambda name, metrics: advance(note=f"{name} {settings.monitor} {metrics[settings.monitor]:.4f}")
+
+
+def _evaluate(
+    space: Workspace, settings: RecsysConfig, protocols: list[str], methods: list[str], seeds: int, jobs: int
+) -> list[recsys_steps.Comparison]:
+    from pipelines import recsys_steps
+
+    total = len(protocols) * seeds * len(recsys_steps.with_host(methods))
+    with console.progress("methods", total) as advance:
+
+        def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
+            if metrics is None:
+                advance(note=f"{cell}: {training} done")
+            else:
+                value = metrics[settings.monitor]
+                advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {settings.monitor} {value:.4f}")
+
+        notify: Notify = show
+        return recsys_steps.evaluate(
+            settings, space, protocols=protocols, methods=methods, seeds=seeds, jobs=jobs, notify=notify
+        )
+
+
+def _show(comparison: recsys_steps.Comparison, out: console.Output) -> None:
+    headlines = comparison.headlines
+    rows = [
+        [
+            row.method,
+            *(
+                v
+                for h in headlines
+                for v in (row.metrics[h], str(row.differences[h].interval) if row.differences else "-")
+            ),
+            f"{row.seconds:.0f} s",
+            f"{row.refresh_bytes:,}",
+        ]
+        for row in comparison.rows
+    ]
+    columns = [c for h in headlines for c in (f"{comparison.protocol}/{h}", "against the host [95 %]")]
+    title = (
+        f"Protocol {comparison.protocol}: {comparison.users:,} users, {comparison.seeds} seed(s), "
+        f"{comparison.settings['host']} host"
+    )
+    out.table(title, ["method", *columns, "training", "bytes a refresh"], rows)
+
+
+def _say_released(released: recsys_steps.Released, out: console.Output) -> None:
+    out.say(f"Bundle {released.bundle}, registered as {released.model.uri} with the alias 'candidate'")
+
+
+def _show_answer(answer: recsys_steps.Answer, out: console.Output) -> None:
+    recommendation = answer.recommendation
+    if recommendation.unknown:
+        shown = ", ".join(map(str, recommendation.unknown[:5]))
+        out.say(f"{len(recommendation.unknown)} item(s) of the history are unknown and were skipped: {shown}")
+    out.table(
+        f"From a history of {len(answer.history)} events, level {recommendation.level}",
+        ["rank", "item", "title", "score"],
+        [[i, item.item_id, item.title or "", item.score] for i, item in enumerate(recommendation.items, start=1)],
+    )
+
+
+def _show_before_after(user: str, answers: dict[str, recsys_steps.Answer], out: console.Output) -> None:
+    before, after = ([i.title or i.item_id for i in a.recommendation.items] for a in answers.values())
+    new = set(after) - set(before)
+    out.table(
+        f"Ten items for user {user}: before and after their last five events",
+        ["rank", "before", "after", ""],
+        [[i, b, a, "new" if a in new else ""] for i, (b, a) in enumerate(zip(before, after, strict=True), start=1)],
+    )
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
