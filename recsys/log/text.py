@@ -46,7 +46,8 @@ class TextTable(Table):
         inter = path.name.removesuffix(".gz").endswith(".inter")
         self.format = "RecBole .inter" if inter else "text"
         check_start(path, label)
-        self._skip, lines = _sample(path)
+        sample = _sample(path)
+        lines = [line for _, line in sample]
         self.separator = separator or ("\t" if inter else _sniff_separator(lines, label))
         self._quoted = check_bytes(path, label, self.separator)
         first, *others = [_split(line, self.separator, self._quoted) for line in lines]
@@ -58,10 +59,10 @@ class TextTable(Table):
         self.names = first if self.header else [f"column {number}" for number in range(1, len(first) + 1)]
         if inter:
             self.names = _without_types(first, label)
-        self._skip += int(self.header)
         check_distinct(self.names, f"{label}, line 1")
         if self.header and not others:
             raise DataError(f"{label}: line 1 names the columns, but no row follows: give a file with events")
+        self._skip = sample[int(self.header)][0]
 
     @override
     def scan(self, columns: list[str]) -> pl.LazyFrame:
@@ -76,6 +77,7 @@ class TextTable(Table):
             skip_lines=self._skip,
             schema=dict.fromkeys(self.names, pl.String),
             quote_char='"' if self._quoted else None,
+            missing_columns="insert",
         )
 
     def _scan_long(self) -> pl.LazyFrame:
@@ -146,16 +148,13 @@ def open_text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", errors="replace", newline="\n")
 
 
-def _sample(path: Path) -> tuple[int, list[str]]:
-    """How many blank lines come first, and the first lines that are not blank."""
-    blank, lines = 0, []
+def _sample(path: Path) -> list[tuple[int, str]]:
+    """The first lines that are not blank, each with how many lines stand before it."""
     with open_text(path) as file:
-        for line in islice(file, 10 * SAMPLE_LINES):
-            if line.strip():
-                lines.append(line.rstrip("\r\n"))
-            elif not lines:
-                blank += 1
-    return blank, lines[:SAMPLE_LINES]
+        lines = [
+            (number, line.rstrip("\r\n")) for number, line in enumerate(islice(file, 10 * SAMPLE_LINES)) if line.strip()
+        ]
+    return lines[:SAMPLE_LINES]
 
 
 def _split(line: str, separator: str, quoted: bool) -> list[str]:

@@ -131,6 +131,8 @@ FILES = {
         "a.csv", with_line(4, '1,"a\nb",4,881251000\n2,,4,881251000'), ("line 6",)
     ),
     "line too short": File("a.csv", with_line(6, "2,11"), ("line 6", "2 columns", "has 4")),
+    "first line too short": File("a.csv", with_line(2, "1,10"), ("line 2", "2 columns", "has 4")),
+    "first line too long": File("a.csv", with_line(2, "1,10,4,881251000,7"), ("line 2", "5 columns", "has 4")),
     "line too long": File("a.csv", with_line(6, "2,11,4,881251000,7"), ("line 6", "5 columns", "has 4")),
     "line too long after '::'": File("a.dat", GOOD.replace(",", "::") + "1::2\n", ("line 11", "2 columns")),
     "quote never closed": File("a.csv", with_line(5, '2,"11,4,881251000'), ("line 5", "quote")),
