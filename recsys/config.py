@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from persona.editor import EditorConfig
 from persona.errors import ConfigError, nearest
-from persona.training import FitConfig
-from recsys.hosts import HostConfig
-from recsys.objectives import LossConfig
+
+if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
+    from persona.editor import EditorConfig
+    from persona.training import FitConfig
+    from recsys.hosts import HostConfig
+    from recsys.objectives import LossConfig
 
 MODES = ("held_back", "joint", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
@@ -110,6 +112,8 @@ class RecsysConfig:
 
     def host_config(self, n_items: int) -> HostConfig:
         """The host's settings for a catalogue."""
+        from recsys.hosts import HostConfig
+
         chosen = {"dim": self.dim or None, "max_length": self.max_length or None}
         overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         if self.dropout >= 0:
@@ -118,6 +122,8 @@ class RecsysConfig:
 
     def editor_config(self, context_dim: int) -> EditorConfig:
         """The editor's settings for a host."""
+        from persona.editor import EditorConfig
+
         return EditorConfig(
             context_dim=context_dim,
             width=self.width,
@@ -130,6 +136,8 @@ class RecsysConfig:
 
     def fit_config(self, learning_rate: float) -> FitConfig:
         """The training loop's settings."""
+        from persona.training import FitConfig
+
         return FitConfig(
             epochs=self.epochs,
             patience=self.patience,
@@ -141,6 +149,8 @@ class RecsysConfig:
 
     def loss_config(self) -> LossConfig:
         """The objective's settings."""
+        from recsys.objectives import LossConfig
+
         return LossConfig(self.loss, self.negatives, self.batch_size, self.sequences, self.monitor)
 
     def host_settings(self) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Evaluation:
     @torch.no_grad()
     def run(self, scorer: Scorer) -> Evaluated:
         """Score every row and compute the metrics of the protocol."""
-        blocks = torch.arange(len(self.positions)).split(256 if self.full else ROWS)
+        blocks = torch.split(torch.arange(len(self.positions)), 256 if self.full else ROWS)
         distinct = np.unique(self.users)
         if self.full:
             pairs = [self._full_ranks(scorer, rows) for rows in blocks]

@@ -126,7 +126,7 @@ class RowObjective(_Validated):
             items, lengths = map(torch.from_numpy, self.data.contexts(positions, self.model.host.config.max_length))
             drawn = np.column_stack([self.data.items[positions], negatives]).astype(np.int64)
             candidates = torch.from_numpy(drawn)
-            for rows in torch.arange(len(positions)).split(self.config.batch_size):
+            for rows in torch.split(torch.arange(len(positions)), self.config.batch_size):
                 yield Batch(Context(items[rows], lengths[rows]), candidates[rows])
 
     def loss(self, batch: Batch) -> Tensor:

@@ -1,0 +1,56 @@
+"""Command-line options made from the settings themselves, so that no setting is described twice."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from recsys.config import RecsysConfig
+
+SECTION = "Settings (kept from step to step in the workspace)"
+
+
+def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command(given, ...)`` one option for every setting of ``RecsysConfig``.
+
+    The options that were used arrive in the dictionary ``given``; the rest are ``None`` in it.
+    """
+    described = _descriptions()
+    types = get_type_hints(RecsysConfig)
+    names = [f.name for f in fields(RecsysConfig)]
+    settings = []
+    for setting in fields(RecsysConfig):
+        assert setting.default is not MISSING
+        text = f"{described[setting.name]} [default: {setting.default}]"
+        flag = f"--{setting.name.replace('_', '-')}"
+        flags = [f"{flag}/--no-{flag[2:]}"] if types[setting.name] is bool else [flag]
+        option = typer.Option(*flags, help=text, show_default=False, rich_help_panel=SECTION)
+        annotation: Any = Annotated.__class_getitem__((types[setting.name] | None, option))
+        kind = inspect.Parameter.KEYWORD_ONLY
+        settings.append(inspect.Parameter(setting.name, kind, default=None, annotation=annotation))
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> Any:
+        given = {name: values.pop(name) for name in names}
+        return command(given=given, **values)
+
+    own = inspect.signature(command, eval_str=True)
+    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "given"]
+    wrapped.__signature__ = own.replace(parameters=[*kept, *settings])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *settings]}
+    del wrapped.__wrapped__
+    return wrapped
+
+
+def _descriptions() -> dict[str, str]:
+    """What the docstring of ``RecsysConfig`` says of each setting."""
+    documentation = inspect.getdoc(RecsysConfig) or ""
+    attributes = documentation.partition("Attributes:")[2].partition("Raises:")[0]
+    found = re.findall(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", attributes, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.replace("``", "").split()) for name, text in found}

@@ -1,0 +1,366 @@
+"""The steps of the recommendation pipeline: typed config in, typed result out, everything logged to MLflow.
+
+    prepare -> pretrain -> edit -> evaluate -> release -> recommend
+
+Each step finds what it needs in the workspace and can be run again alone; what is already there is not trained again. Run
+inside ``mlflow run`` or another run, a step joins it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from persona.errors import ConfigError, DataError
+from persona.storage import read_json, write_json
+from persona.training import FitResult
+from pipelines import cells, figures, registry, tracking
+from pipelines.workspace import Workspace
+from recsys import catalogue
+from recsys.baselines import METHODS, Problem, train_method
+from recsys.comparison import Measured, Row, compare, measure
+from recsys.config import RecsysConfig
+from recsys.log import read_log
+from recsys.metrics import metric_name
+from recsys.personalised import Personalised
+from recsys.recommender import Recommendation, Recommender
+from recsys.sequences import SequenceData, build_sequences
+
+EXPERIMENT = "recsys"
+# Metrics that tables and figures show; all are logged.
+HEADLINES = {"sampled": ("uauc", "ndcg_10"), "full": ("ndcg_10", "hr_10")}
+
+OnEpoch = Callable[[str, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` understood and kept."""
+
+    users: int
+    items: int
+    events: int
+    baskets: bool
+    digest: str
+    understood: list[str]
+
+
+def prepare(
+    source: str,
+    work: Workspace,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    min_events: int = 1,
+    baskets: bool | None = None,
+) -> Prepared:
+    """Read any interaction log and keep it as sequences.
+
+    Args:
+        source: a file, a folder of Parquet parts, or the name of a data set of a package.
+        work: where to.
+        columns: explicit names of the columns ``user``, ``item``, ``time``, ``title``, and the ``separator``.
+        min_events: leave out users and items with fewer events, counted once.
+        baskets: whether events of one user at one time are a set; found out by default.
+    """
+    named = {role: column for role, column in (columns or {}).items() if column is not None}
+    log = read_log(source, **named) if named else catalogue.resolve(source)
+    data = build_sequences(log, min_user_events=min_events, min_item_events=min_events, baskets=baskets)
+    data.save(work.prepared)
+    result = Prepared(
+        data.n_users,
+        data.n_items,
+        data.n_events,
+        data.baskets,
+        data.digest,
+        [*log.report.lines(), data.meta["baskets"]],
+    )
+    tracking.connect(EXPERIMENT)
+    with tracking.run("prepare", tags={"step": "prepare"}):
+        tracking.log_params({"source": source, "min_events": min_events, "data_digest": data.digest})
+        tracking.log_metrics_batch({"users": data.n_users, "items": data.n_items, "events": data.n_events})
+        tracking.log_json(data.meta, "data/report.json")
+        _log_data(data, source)
+    return result
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """What ``pretrain`` or ``edit`` did."""
+
+    name: str
+    epochs: int
+    best_epoch: int
+    validation: dict[str, float]
+    split: dict[str, Any]
+
+
+def pretrain(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> TrainedStep:
+    """Train the host whose adaptive layers will be edited."""
+
+    def train(problem: Problem) -> tuple[str, FitResult]:
+        if config.mode == "held_back":
+            problem.early_host()
+        else:
+            problem.base_host()
+        return problem.host_results.popitem()
+
+    return _train_step("pretrain", config, work, train, on_epoch)
+
+
+def edit(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> TrainedStep:
+    """Train the parameter editor in the mode of the settings (and its host, if it is not there yet)."""
+
+    def train(problem: Problem) -> tuple[str, FitResult]:
+        name = f"persona_{config.mode}"
+        return name, train_method(name, problem).result
+
+    return _train_step("edit", config, work, train, on_epoch)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods side by side under one protocol, over seeds."""
+
+    protocol: str
+    settings: dict[str, Any]
+    seeds: int
+    users: int
+    headlines: tuple[str, ...]
+    rows: list[Row]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"rows": [row.as_dict() for row in self.rows]}
+
+
+def evaluate(
+    config: RecsysConfig,
+    work: Workspace,
+    *,
+    protocols: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    seeds: int = 1,
+    jobs: int = 1,
+    notify: cells.Notify = lambda cell, training, metrics: None,
+) -> list[Comparison]:
+    """Train and test methods on the same rows and negatives, and compare them with the host.
+
+    Args:
+        config: settings; ``protocol`` is used unless ``protocols`` are given.
+        work: where the data is and the results go.
+        protocols: one comparison each.
+        methods: all by default; the host is always among them.
+        seeds: how many, counting up from the settings' seed.
+        jobs: cells worked on at the same time.
+        notify: called after each epoch and each method.
+    """
+    protocols = list(protocols) or [config.protocol]
+    chosen = with_host(methods)
+    work.data()
+    todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
+    tracking.connect(EXPERIMENT)
+    with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
+        tracking.log_params({**config.as_dict(), "seeds": seeds, "methods": ",".join(chosen)})
+        measured = cells.measure_cells(todo, jobs, notify)
+        comparisons = []
+        for protocol in protocols:
+            of_protocol = [m for cell, m in zip(todo, measured, strict=True) if cell.config.protocol == protocol]
+            comparisons.append(_compare(config, protocol, of_protocol, work))
+    work.remember(config)
+    return comparisons
+
+
+@dataclass(frozen=True)
+class Released:
+    """A servable bundle and its version in the registry."""
+
+    bundle: Path
+    model: registry.Registered
+    host_digest: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> Released:
+    """Pack host and editor as a bundle, register it in MLflow and call it the candidate."""
+    data = work.data()
+    problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
+    method = f"persona_{config.mode}"
+    measured = {name: measure(problem, name) for name in ("host", method)}
+    model = train_method(method, problem).scorer
+    assert isinstance(model, Personalised)
+    metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
+    info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": data.digest, "parent": None}
+    titles = None if data.titles is None else data.titles.to_list()
+    recommender = Recommender(model, data.item_ids.to_list(), titles, info)
+    recommender.save(work.bundle)
+    tracking.connect(EXPERIMENT)
+    with tracking.run("release", tags={"step": "release"}):
+        tracking.log_params(config.as_dict())
+        tracking.log_metrics_batch(metrics)
+        tags = {
+            "host": config.host,
+            "preset": config.preset,
+            "mode": config.mode,
+            "protocol": config.protocol,
+            "seed": config.seed,
+            "host_digest": recommender.host_digest,
+            "data_digest": data.digest,
+            **tracking.commit_tags(),
+            **_gains(compare([measured])[1], config.protocol),
+        }
+        registered = registry.register(work.bundle, recommender, tags, metrics)
+    work.remember(config)
+    return Released(work.bundle, registered, recommender.host_digest, metrics)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a user should see, and on which history the answer stands."""
+
+    history: list[str]
+    recommendation: Recommendation
+
+
+def recommend(
+    source: str | Path,
+    *,
+    work: Workspace | None = None,
+    user: str | None = None,
+    history: Sequence[str] | None = None,
+    k: int = 10,
+    level: str = "edit",
+    drop_last: int = 0,
+) -> Answer:
+    """Answer "what should this user see now".
+
+    Args:
+        source: a bundle folder, or a registered model such as ``models:/persona-recsys@candidate``.
+        work: where ``user`` is looked up.
+        user: an id of the prepared log, whose history is used; or
+        history: item ids, oldest first, of anybody.
+        k: how many items.
+        level: ``edit`` or ``host``.
+        drop_last: leave out this many of the latest events, to see what they change.
+
+    Raises:
+        ConfigError: neither or both of ``user`` and ``history`` are given.
+    """
+    if (user is None) == (history is None):
+        raise ConfigError("give either a user of the prepared log (--user) or a history of item ids (--history)")
+    recommender = load_recommender(source)
+    if user is not None:
+        if work is None:
+            raise ConfigError("a user is looked up in a workspace: give --work, or a --history instead")
+        data = work.data()
+        history = [data.item_ids[int(i) - 1] for i in data.history_of(user)]
+    assert history is not None
+    kept = list(history[: len(history) - drop_last]) if drop_last else list(history)
+    return Answer(kept, recommender.recommend(kept, k, level=level))
+
+
+def latest_user(work: Workspace) -> str:
+    """The user whose last event is the latest among those with a history worth showing."""
+    import numpy as np
+
+    data = work.data()
+    last = data.times[data.offsets[1:] - 1]
+    enough = np.diff(data.offsets) > min(10, np.diff(data.offsets).max() - 1)
+    return str(data.user_ids[int(np.where(enough, last, last.min() - 1).argmax())])
+
+
+def load_recommender(source: str | Path) -> Recommender:
+    """The recommender of a bundle folder or of a registered model's URI."""
+    if str(source).startswith(("models:", "runs:")):
+        tracking.connect(EXPERIMENT)
+        return Recommender.load(registry.download(str(source)))
+    return Recommender.load(source)
+
+
+def _train_step(
+    name: str,
+    config: RecsysConfig,
+    work: Workspace,
+    train: Callable[[Problem], tuple[str, FitResult]],
+    on_epoch: OnEpoch | None,
+) -> TrainedStep:
+    problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
+    tracking.connect(EXPERIMENT)
+    with tracking.run(name, tags={"step": name}):
+        tracking.log_params(config.as_dict())
+        training, result = train(problem)
+        tracking.log_epochs(result.history, prefix=f"{training}/")
+        curves = figures.learning_curves({training: result.history}, config.monitor, config.protocol)
+        tracking.log_figure(curves, "figures/learning_curves.png")
+    work.remember(config)
+    best = result.history[result.best_epoch] if result.best_epoch >= 0 else {}
+    return TrainedStep(training, result.epochs, result.best_epoch, best, problem.split.describe())
+
+
+def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured]], work: Workspace) -> Comparison:
+    headlines = HEADLINES["full" if protocol == "full" else "sampled"]
+    rows = compare(seeds)
+    users = len(seeds[0]["host"].users)
+    comparison = Comparison(protocol, config.as_dict(), len(seeds), users, headlines, rows)
+    write_json(work.comparison(protocol), comparison.as_dict())
+    for row in rows:
+        with tracking.run(f"{protocol} {row.method}", tags={"method": row.method, "protocol": protocol}):
+            tracking.log_params({"method": row.method, "protocol": protocol, "host": config.host, "seeds": len(seeds)})
+            tracking.log_metrics_batch(_logged(row, protocol))
+            tracking.log_epochs(seeds[0][row.method].history, prefix=f"{protocol}/seed{config.seed}/")
+    tracking.log_json(comparison.as_dict(), f"comparison/{protocol}.json")
+    figure = figures.method_comparison(rows, headlines, protocol, len(seeds))
+    tracking.log_figure(figure, f"figures/comparison_{protocol}.png")
+    histories = {row.method: seeds[0][row.method].history for row in rows if seeds[0][row.method].history}
+    curves = figures.learning_curves(histories, config.monitor, protocol)
+    tracking.log_figure(curves, f"figures/learning_curves_{protocol}.png")
+    return comparison
+
+
+def _logged(row: Row, protocol: str) -> dict[str, float]:
+    metrics = {metric_name(protocol, k): v for k, v in row.metrics.items()} | _gains(row, protocol)
+    return metrics | {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
+
+
+def _gains(row: Row, protocol: str) -> dict[str, float]:
+    """Differences to the host with their intervals, under names that say so."""
+    gains = {}
+    for metric, difference in row.differences.items():
+        name = metric_name(protocol, metric)
+        gains[f"{name}_vs_host"] = difference.interval.mean
+        gains[f"{name}_vs_host_low"] = difference.interval.low
+        gains[f"{name}_vs_host_high"] = difference.interval.high
+    return gains
+
+
+def with_host(methods: Sequence[str]) -> list[str]:
+    """The methods asked for, all if none, with the host as their reference."""
+    chosen = list(methods) or list(METHODS)
+    return chosen if "host" in chosen else ["host", *chosen]
+
+
+def _log_data(data: SequenceData, source: str) -> None:
+    """The data set, as MLflow shows it beside a run: its users, with how much they did."""
+    import mlflow
+    import numpy as np
+    import polars as pl
+    from mlflow.data.polars_dataset import from_polars
+
+    users = pl.DataFrame({"user_id": data.user_ids, "events": np.diff(data.offsets)})
+    mlflow.log_input(
+        mlflow.data.from_polars(users, name=Path(source).stem, digest=data.digest[:32]), context="training"
+    )
+
+
+def read_comparison(work: Workspace, protocol: str) -> dict[str, Any]:
+    """What ``evaluate`` left.
+
+    Raises:
+        DataError: this protocol was not evaluated here.
+    """
+    path = work.comparison(protocol)
+    if not path.exists():
+        raise DataError(f"{path} does not exist: run `persona recsys evaluate --protocol {protocol}` first")
+    value: dict[str, Any] = read_json(path)
+    return value

@@ -1,0 +1,114 @@
+"""Bundles in MLflow's model registry: registered from code, with signature, input example, tags and the alias ``candidate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from persona.errors import ConfigError, DataError
+from recsys.recommender import Recommender
+
+MODEL = "persona-recsys"
+CANDIDATE = "candidate"
+EXAMPLE_LENGTH = 5
+# What a server of the model needs; the code itself travels with it.
+REQUIREMENTS = ("torch", "torchrec", "fbgemm-gpu-cpu", "safetensors", "polars", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry."""
+
+    name: str
+    version: int
+    uri: str
+
+
+def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metrics: dict[str, float]) -> Registered:
+    """Log ``bundle`` as a model of the active run, register it, and call it the candidate."""
+    import mlflow
+    import pandas as pd
+
+    root = Path(__file__).parents[1]
+    example = pd.DataFrame({"history": [recommender.item_ids[:EXAMPLE_LENGTH]]})
+    logged = mlflow.pyfunc.log_model(
+        name="recommender",
+        python_model=str(Path(__file__).with_name("pyfunc_recommender.py")),
+        artifacts={"bundle": str(bundle)},
+        code_paths=[str(root / "persona"), str(root / "recsys")],
+        signature=_signature(),
+        input_example=example,
+        pip_requirements=[f"{package}=={_version(package)}" for package in REQUIREMENTS],
+        registered_model_name=MODEL,
+    )
+    client = mlflow.MlflowClient()
+    number = logged.registered_model_version
+    for key, value in tags.items():
+        client.set_model_version_tag(MODEL, number, key, str(value))
+    client.update_model_version(MODEL, number, description=_description(recommender, tags, metrics))
+    client.set_registered_model_alias(MODEL, CANDIDATE, number)
+    if metrics:
+        mlflow.log_metrics(metrics, model_id=logged.model_id)
+    return Registered(MODEL, int(number), f"models:/{MODEL}/{number}")
+
+
+def download(uri: str) -> Path:
+    """The bundle folder of a registered model, for example ``models:/persona-recsys@candidate``.
+
+    Raises:
+        DataError: there is no such model, or it holds no bundle.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+    except MlflowException as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{uri} cannot be fetched ({reason}): see `persona ui` for the registered models") from error
+    for header in folder.rglob("bundle.json"):
+        return header.parent
+    raise DataError(f"{uri} holds no bundle of this project: name a version of {MODEL}")
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package == "fbgemm-gpu-cpu":
+            raise ConfigError("fbgemm-gpu-cpu is not installed: run `persona doctor`") from None
+        raise
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    strings = Array(DataType.string)
+    return ModelSignature(
+        inputs=Schema([ColSpec(strings, "history")]),
+        outputs=Schema(
+            [
+                ColSpec(strings, "items"),
+                ColSpec(Array(DataType.double), "scores"),
+                ColSpec(strings, "titles"),
+                ColSpec(DataType.string, "level"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("k", DataType.long, 10), ParamSpec("level", DataType.string, "edit")]),
+    )
+
+
+def _description(recommender: Recommender, tags: dict[str, Any], metrics: dict[str, float]) -> str:
+    host = recommender.model.host.config
+    lines = [
+        f"{host.kind} host ({host.variant}, d = {host.dim}, T = {host.max_length}) over {len(recommender.item_ids):,} items, "
+        f"with an editor trained in mode {tags.get('mode', '?')}.",
+        *(f"{name}: {value:.4f}" for name, value in sorted(metrics.items())),
+    ]
+    return "\n\n".join(lines)
