@@ -15,7 +15,7 @@ from queue import Empty
 from typing import Any
 
 from persona import runtime
-from recsys.comparison import Measured, measure
+from persona.comparison import Measured
 from recsys.config import RecsysConfig
 
 POLL_SECONDS = 0.5
@@ -72,7 +72,7 @@ def measure_cells(cells: Sequence[Cell], jobs: int, notify: Notify) -> list[dict
 
 
 def _measure(cell: Cell, notify: Notify) -> dict[str, Measured]:
-    from recsys.baselines import Problem
+    from recsys.baselines import Problem, measure
     from recsys.sequences import SequenceData
 
     def on_epoch(training: str, metrics: dict[str, float]) -> None:

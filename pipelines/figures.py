@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from recsys.comparison import Row
+from persona.comparison import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

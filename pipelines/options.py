@@ -31,7 +31,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
         flag = f"--{setting.name.replace('_', '-')}"
         flags = [f"{flag}/--no-{flag[2:]}"] if types[setting.name] is bool else [flag]
         option = typer.Option(*flags, help=text, show_default=False, rich_help_panel=SECTION)
-        annotation: Any = Annotated.__class_getitem__((types[setting.name] | None, option))
+        annotation = Annotated[(types[setting.name] | None, option)]  # type: ignore[valid-type, name-defined]
         kind = inspect.Parameter.KEYWORD_ONLY
         settings.append(inspect.Parameter(setting.name, kind, default=None, annotation=annotation))
 

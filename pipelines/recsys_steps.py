@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from persona.comparison import Measured, Row, compare
 from persona.errors import ConfigError, DataError
 from persona.storage import read_json, write_json
 from persona.training import FitResult
 from pipelines import cells, figures, registry, tracking
 from pipelines.workspace import Workspace
 from recsys import catalogue
-from recsys.baselines import METHODS, Problem, train_method
-from recsys.comparison import Measured, Row, compare, measure
+from recsys.baselines import METHODS, Problem, measure, train_method
 from recsys.config import RecsysConfig
 from recsys.log import read_log
 from recsys.metrics import metric_name
@@ -301,7 +301,7 @@ def _train_step(
 def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured]], work: Workspace) -> Comparison:
     headlines = HEADLINES["full" if protocol == "full" else "sampled"]
     rows = compare(seeds)
-    users = len(seeds[0]["host"].users)
+    users = len(seeds[0]["host"].units)
     comparison = Comparison(protocol, config.as_dict(), len(seeds), users, headlines, rows)
     write_json(work.comparison(protocol), comparison.as_dict())
     for row in rows:
@@ -345,11 +345,11 @@ def _log_data(data: SequenceData, source: str) -> None:
     import mlflow
     import numpy as np
     import polars as pl
-    from mlflow.data.polars_dataset import from_polars
+    from mlflow.data import polars_dataset
 
     users = pl.DataFrame({"user_id": data.user_ids, "events": np.diff(data.offsets)})
     mlflow.log_input(
-        mlflow.data.from_polars(users, name=Path(source).stem, digest=data.digest[:32]), context="training"
+        polars_dataset.from_polars(users, name=Path(source).stem, digest=data.digest[:32]), context="training"
     )
 
 

@@ -45,7 +45,7 @@ class Evaluated:
 
     Attributes:
         summary: one number a metric.
-        per_user: (U,) values a metric, aligned with ``users``, for paired intervals.
+        per_user: (U,) values a metric, aligned with ``users``.
         users: (U,) the distinct users.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from persona.comparison import Measured
 from persona.errors import ConfigError, nearest
 from recsys.baselines.base import Problem, Trained
 from recsys.baselines.duet import train_duet
@@ -34,4 +35,28 @@ def train_method(name: str, problem: Problem) -> Trained:
     return METHODS[name](problem)
 
 
-__all__ = ["METHODS", "Problem", "Trained", "train_method"]
+def measure(problem: Problem, method: str) -> Measured:
+    """Train and test one method, or take the result that is already in the problem's folder."""
+    work = problem.folder_of(method)
+    folder = None if work is None else work / "results"
+    if folder is not None and Measured.exists(folder, method):
+        return Measured.load(folder, method)
+    trained = train_method(method, problem)
+    evaluated = problem.test.run(trained.scorer)
+    measured = Measured(
+        method=method,
+        summary=evaluated.summary,
+        per_unit=evaluated.per_user,
+        units=evaluated.users,
+        seconds=trained.seconds,
+        refresh_bytes=trained.refresh_bytes,
+        epochs=trained.result.epochs,
+        best_epoch=trained.result.best_epoch,
+        history=trained.result.history,
+    )
+    if folder is not None:
+        measured.save(folder)
+    return measured
+
+
+__all__ = ["METHODS", "Problem", "Trained", "measure", "train_method"]

@@ -1,9 +1,11 @@
-"""Methods measured on the same rows and negatives, and their differences with intervals over users.
+"""Methods measured on the same rows, and their differences with intervals over units (users, devices).
 
 A measured method is two files, so that a comparison that was interrupted goes on where it stopped:
 
-    <folder>/<method>.json       summary, cost, training
-    <folder>/<method>.parquet    one row a test user, one column a metric
+    <folder>/<method>.safetensors   one number a unit and metric
+    <folder>/<method>.json          summary, cost, training; written last
+
+Shapes: U units.
 """
 
 from __future__ import annotations
@@ -14,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from persona.errors import ConfigError, DataError, nearest
 from persona.statistics import SeedsInterval, paired_bootstrap_over_seeds
-from persona.storage import atomic_file, read_json, write_json
-from recsys.baselines import Problem, train_method
-from recsys.columns import USER
-from recsys.evaluation import Evaluated
+from persona.storage import load_tensors, read_json, save_tensors, write_json
 
 REFERENCE = "host"
+UNITS = "units"
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,36 @@ class Measured:
     Attributes:
         method: its name.
         summary: one number a metric.
-        per_user: (U,) values a metric, aligned with ``users``.
-        users: (U,) user indices.
+        per_unit: (U,) values a metric, aligned with ``units``.
+        units: (U,) int64 indices of users or devices.
         seconds: wall time of its own training.
         refresh_bytes: what a device receives when the method adapts it once.
-        epochs: epochs trained, of its own trainings.
+        epochs: epochs of its own training.
         best_epoch: the epoch whose weights were kept; -1 if none beat the start.
         history: metrics of each epoch.
     """
 
     method: str
     summary: dict[str, float]
-    per_user: dict[str, NDArray[np.float64]]
-    users: NDArray[np.int64]
-    seconds: float
-    refresh_bytes: int
-    epochs: int
-    best_epoch: int
-    history: list[dict[str, float]]
+    per_unit: dict[str, NDArray[np.float64]]
+    units: NDArray[np.int64]
+    seconds: float = 0.0
+    refresh_bytes: int = 0
+    epochs: int = 0
+    best_epoch: int = -1
+    history: Sequence[dict[str, float]] = ()
 
     def save(self, folder: Path) -> None:
-        """Write the two files; the JSON comes last and says that the method is done."""
-        values = {k: v for k, v in asdict(self).items() if k not in ("per_user", "users")}
-        with atomic_file(folder / f"{self.method}.parquet") as path:
-            pl.DataFrame({USER: self.users, **self.per_user}).write_parquet(path)
+        """Write the two files."""
+        tensors = {f"metric/{name}": torch.from_numpy(values) for name, values in self.per_unit.items()}
+        save_tensors(folder / f"{self.method}.safetensors", {UNITS: torch.from_numpy(self.units), **tensors}, {})
+        values = {k: v for k, v in asdict(self).items() if k not in ("per_unit", UNITS)}
         write_json(folder / f"{self.method}.json", values)
+
+    @classmethod
+    def exists(cls, folder: Path, method: str) -> bool:
+        """Whether ``method`` was measured in ``folder``."""
+        return (folder / f"{method}.json").exists()
 
     @classmethod
     def load(cls, folder: Path, method: str) -> Measured:
@@ -67,35 +72,12 @@ class Measured:
         Raises:
             DataError: the method was not measured there.
         """
-        if not (folder / f"{method}.json").exists():
+        if not cls.exists(folder, method):
             raise DataError(f"{folder} has no result of {method!r}: run the evaluation of this method first")
-        table = pl.read_parquet(folder / f"{method}.parquet")
-        per_user = {name: table[name].to_numpy() for name in table.columns if name != USER}
-        return cls(per_user=per_user, users=table[USER].to_numpy(), **read_json(folder / f"{method}.json"))
-
-
-def measure(problem: Problem, method: str) -> Measured:
-    """Train and test one method, or take the result that is already in the problem's folder."""
-    work = problem.folder_of(method)
-    folder = None if work is None else work / "results"
-    if folder is not None and (folder / f"{method}.json").exists():
-        return Measured.load(folder, method)
-    trained = train_method(method, problem)
-    evaluated: Evaluated = problem.test.run(trained.scorer)
-    measured = Measured(
-        method=method,
-        summary=evaluated.summary,
-        per_user=evaluated.per_user,
-        users=evaluated.users,
-        seconds=trained.seconds,
-        refresh_bytes=trained.refresh_bytes,
-        epochs=trained.result.epochs,
-        best_epoch=trained.result.best_epoch,
-        history=trained.result.history,
-    )
-    if folder is not None:
-        measured.save(folder)
-    return measured
+        tensors, _ = load_tensors(folder / f"{method}.safetensors")
+        units = tensors.pop(UNITS).numpy()
+        per_unit = {name.removeprefix("metric/"): tensor.numpy() for name, tensor in tensors.items()}
+        return cls(per_unit=per_unit, units=units, **read_json(folder / f"{method}.json"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +87,7 @@ class Row:
     Attributes:
         method: its name.
         metrics: mean over seeds.
-        differences: to the reference, with intervals over users; empty for the reference itself.
+        differences: to the reference, with intervals over units; empty for the reference itself.
         seconds: mean training time.
         refresh_bytes: bytes a device receives per refresh.
     """
@@ -125,13 +107,15 @@ def compare(seeds: Sequence[Mapping[str, Measured]], reference: str = REFERENCE)
     """Compare methods over seeds.
 
     Args:
-        seeds: for every seed, the methods by name; all seeds have the same methods and test users.
+        seeds: for every seed, the methods by name; all seeds have the same methods and test units.
         reference: the method that the others are compared with.
 
     Raises:
         ConfigError: the reference is not among the methods.
-        DataError: seeds have different methods or test users.
+        DataError: there are no seeds, or they have different methods or test units, or fewer than two units.
     """
+    if not seeds:
+        raise DataError("there is nothing to compare: measure at least one seed")
     methods = list(seeds[0])
     if reference not in methods:
         raise ConfigError(f"the reference {reference!r} was not measured: {nearest(reference, methods)}")
@@ -140,23 +124,26 @@ def compare(seeds: Sequence[Mapping[str, Measured]], reference: str = REFERENCE)
     return [_row([seed[name] for seed in seeds], [seed[reference] for seed in seeds]) for name in methods]
 
 
+def differences(a: Sequence[Measured], b: Sequence[Measured]) -> dict[str, SeedsInterval]:
+    """For each metric, method ``a`` minus method ``b``, both given seed by seed, with its interval over units."""
+    return {
+        metric: paired_bootstrap_over_seeds([_difference(x, y, metric) for x, y in zip(a, b, strict=True)])
+        for metric in a[0].per_unit
+    }
+
+
 def _row(measured: list[Measured], reference: list[Measured]) -> Row:
     own = measured[0]
-    differences = {}
-    if own.method != reference[0].method:
-        for metric in own.per_user:
-            pairs = zip(measured, reference, strict=True)
-            differences[metric] = paired_bootstrap_over_seeds([_difference(a, b, metric) for a, b in pairs])
     return Row(
         method=own.method,
         metrics={k: float(np.mean([m.summary[k] for m in measured])) for k in own.summary},
-        differences=differences,
+        differences={} if own.method == reference[0].method else differences(measured, reference),
         seconds=float(np.mean([m.seconds for m in measured])),
         refresh_bytes=own.refresh_bytes,
     )
 
 
 def _difference(a: Measured, b: Measured, metric: str) -> NDArray[np.float64]:
-    if not np.array_equal(a.users, b.users):
-        raise DataError(f"{a.method} and {b.method} were tested on different users: evaluate both again")
-    return a.per_user[metric] - b.per_user[metric]
+    if not np.array_equal(a.units, b.units):
+        raise DataError(f"{a.method} and {b.method} were tested on different units: evaluate both again")
+    return a.per_unit[metric] - b.per_unit[metric]
