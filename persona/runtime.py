@@ -19,7 +19,11 @@ def set_environment() -> None:
 def configure(threads: int = 1) -> None:
     """Give this process ``threads`` compute threads and deterministic kernels."""
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    import logging
+
     import torch
 
+    # TorchRec's import makes it announce a rename inside torch, on every start of every process.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)

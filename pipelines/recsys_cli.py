@@ -30,6 +30,10 @@ UserColumn = Annotated[str | None, typer.Option("--user-column", help="Column of
 ItemColumn = Annotated[str | None, typer.Option("--item-column", help="Column of item ids.")]
 TimeColumn = Annotated[str | None, typer.Option("--time-column", help="Column of times or positions.")]
 TitleColumn = Annotated[str | None, typer.Option("--title-column", help="Column of item titles.")]
+Baskets = Annotated[
+    bool | None,
+    typer.Option("--baskets/--no-baskets", help="Events of a user at one time are a set; found out by default."),
+]
 MinEvents = Annotated[int, typer.Option(min=1, help="Leave out users and items with fewer events, counted once.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]
@@ -58,12 +62,13 @@ def prepare(
     time_column: TimeColumn = None,
     title_column: TitleColumn = None,
     min_events: MinEvents = 1,
+    baskets: Baskets = None,
     as_json: console.JsonOption = False,
 ) -> None:
     """Read an interaction log of any form, say what was understood, and keep it as sequences."""
     steps, out = _start(as_json)
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
-    result = steps.prepare(data, _workspace(work), columns=columns, min_events=min_events)
+    result = steps.prepare(data, _workspace(work), columns=columns, min_events=min_events, baskets=baskets)
     for line in result.understood:
         out.say(line)
     out.result(result)
@@ -175,6 +180,7 @@ def run(
     time_column: TimeColumn = None,
     title_column: TitleColumn = None,
     min_events: MinEvents = 1,
+    baskets: Baskets = None,
     as_json: console.JsonOption = False,
 ) -> None:
     """The whole way: prepare, pretrain, edit, evaluate against all baselines, release, recommend."""
@@ -189,7 +195,7 @@ def run(
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
     tracking.connect(steps.EXPERIMENT)
     with tracking.run("recsys", tags={"step": "run"}) as active:
-        prepared = steps.prepare(data, space, columns=columns, min_events=min_events)
+        prepared = steps.prepare(data, space, columns=columns, min_events=min_events, baskets=baskets)
         for line in prepared.understood:
             out.say(line)
         comparisons = _evaluate(space, settings, chosen, _split(methods), seeds, jobs)
