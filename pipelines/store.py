@@ -10,6 +10,7 @@ import os
 import shlex
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from enum import Enum, auto
@@ -189,7 +190,8 @@ def _acquire(path: Path) -> FileLock:
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        with tempfile.TemporaryFile(dir=path.parent):  # some file systems let the lock wait for ever instead of failing
+            lock.acquire()
     except Timeout:
         raise ConfigError(
             f"another process has been preparing {path} for {LOCK_SECONDS:.0f} s: see if it hangs"

@@ -34,7 +34,7 @@ def check_uri() -> Finding:
 
 def _server(uri: str) -> Finding:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=2):
             return Finding("tracking URI", "ok", f"the server {uri} answers")
     except urllib.error.HTTPError as error:
         return Finding(

@@ -31,7 +31,7 @@ def test_the_command_starts_without_heavy_packages():
 def test_the_environment_is_set_before_any_command_runs():
     names = ["OMP_WAIT_POLICY", "MLFLOW_DISABLE_TELEMETRY"]
     clean = {name: value for name, value in os.environ.items() if name not in names}
-    code = "import os\nfrom pipelines.cli import main\nmain(['--version'])\nprint([os.environ[n] for n in %r])" % names
+    code = f"import os\nfrom pipelines.cli import main\nmain(['--version'])\nprint([os.environ[n] for n in {names}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True)
     assert "['PASSIVE', 'true']" in done.stdout
 
@@ -55,7 +55,8 @@ def test_no_command_shows_the_help_and_nothing_else(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "hint"), [(["docter"], "Did you mean 'doctor'?"), (["recsis"], "'recsys'"), (["ui", "--prot"], "--port")]
+    ("arguments", "hint"),
+    [(["docter"], "Did you mean 'doctor'?"), (["recsis"], "'recsys'"), (["ui", "--prot"], "--port")],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(arguments, hint, capsys):
     assert main(arguments) == 2

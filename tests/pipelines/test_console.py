@@ -94,7 +94,8 @@ def test_a_command_can_end_with_a_code_of_its_own(app):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "hint"), [(["broken-dta"], "broken-data"), (["table", "--jsn"], "--json"), (["table", "extra"], "extra")]
+    ("arguments", "hint"),
+    [(["broken-dta"], "broken-data"), (["table", "--jsn"], "--json"), (["table", "extra"], "extra")],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(app, capsys, arguments, hint):
     assert console.run(app, arguments) == 2

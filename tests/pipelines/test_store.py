@@ -6,6 +6,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from persona.errors import ConfigError
@@ -164,16 +165,19 @@ def test_the_state_of_a_database_and_what_mends_it(database, damage, expected, s
 
 
 @pytest.mark.slow
-def test_the_line_given_for_an_older_database_upgrades_it(tmp_path, database):
-    # the oldest schema that the installed MLflow can upgrade, made by its own migrations
+def test_the_line_given_for_an_older_database_upgrades_it(database):
     from alembic import command
-    from mlflow.store.db.utils import _get_alembic_config, create_sqlalchemy_engine
+    from alembic.config import Config
     from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
 
     database.unlink()
-    uri = f"sqlite:///{database}"
-    Base.metadata.create_all(create_sqlalchemy_engine(uri))
-    command.upgrade(_get_alembic_config(uri), "451aebb31d03")
+    config = Config()
+    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    with create_engine(f"sqlite:///{database}").begin() as connection:
+        Base.metadata.create_all(connection)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "451aebb31d03")
     assert store.state(database) is State.OLDER
     _, mend = store.problem(database, State.OLDER)
     subprocess.run(mend, shell=True, check=True, capture_output=True)
@@ -206,7 +210,10 @@ def test_a_store_that_cannot_be_written_is_refused():
 
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "mlruns").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"), store.prepared(f"sqlite:///{tmp_path}/mlruns/mlflow.db"):
+    with (
+        pytest.raises(ConfigError, match="cannot be written"),
+        store.prepared(f"sqlite:///{tmp_path}/mlruns/mlflow.db"),
+    ):
         pass
 
 

@@ -131,9 +131,17 @@ def test_a_project_run_is_joined_once_and_nested_in(films, monkeypatch):
 
 def test_a_failed_run_is_continued_without_repeating_epochs(films):
     history = [{"epoch": e, "loss": 1.0 / e, "uauc@10": 0.1 * e} for e in range(1, 6)]
-    with pytest.raises(DataError), tracking.run("pretrain") as run:
-        tracking.log_epochs(history[:3], prefix="host/")
-        raise DataError("no space")
+    started = []
+
+    def fail():
+        with tracking.run("pretrain") as run:
+            started.append(run)
+            tracking.log_epochs(history[:3], prefix="host/")
+            raise DataError("no space")
+
+    with pytest.raises(DataError):
+        fail()
+    run = started[0]
     with tracking.run("pretrain", run_id=run.info.run_id) as again:
         tracking.log_epochs(history, prefix="host/")
         tracking.log_epochs(history, prefix="host/")
@@ -223,7 +231,8 @@ def test_processes_that_first_touch_a_store_together_lose_nothing(tmp_path, monk
         "    tracking.log_params({'seed': sys.argv[1]})\n"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(seed)], stderr=subprocess.PIPE, text=True) for seed in range(4)
+        subprocess.Popen([sys.executable, "-c", code, str(seed)], stderr=subprocess.PIPE, text=True)
+        for seed in range(4)
     ]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0, 0], errors
