@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
-import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from persona.errors import DataError
 
@@ -115,9 +115,7 @@ def check_bytes(path: Path, label: str, separator: str) -> bool:
         line += block.count(b"\n")
         last = block[-len(separator.encode()) :]
     if quoted and quotes % 2:
-        raise DataError(
-            f"{label}, line {_unclosed_line(path, label, separator)}: a quote opens and never closes: close it"
-        )
+        raise DataError(f"{label}, line {_unclosed_line(path, separator)}: a quote opens and never closes: close it")
     return quoted
 
 
@@ -137,11 +135,24 @@ def _check_block(block: bytes, decoder: codecs.IncrementalDecoder, label: str, l
         raise DataError(f"{label}, line {line}: byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from error
 
 
-def _unclosed_line(path: Path, label: str, separator: str) -> int:
+def _unclosed_line(path: Path, separator: str) -> int:
     """The line on which the last row starts, which runs to the end of the file."""
-    text = io.TextIOWrapper(io.BytesIO(b"".join(blocks(path, label))), encoding="utf-8", newline="")
-    reader = csv.reader(text, delimiter=separator[0])
     start = previous = 0
-    for _ in reader:
-        start, previous = previous, reader.line_num
+    with open_text(path) as file:
+        reader = csv_reader(file, separator[0])
+        for _ in reader:
+            start, previous = previous, reader.line_num
     return start + 1
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a plain or gz-compressed text file; bytes that are not UTF-8 are replaced, ``check_bytes`` reports them."""
+    if is_gzip(path):
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="\n")
+    return path.open(encoding="utf-8-sig", errors="replace", newline="\n")
+
+
+def csv_reader(lines: Iterable[str], separator: str) -> Any:
+    """Python's reader with ``line_num``, without its limit on the size of cells and its dislike of carriage returns."""
+    csv.field_size_limit(2**31 - 1)
+    return csv.reader((line.replace("\r", "") for line in lines), delimiter=separator)

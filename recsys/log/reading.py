@@ -22,6 +22,8 @@ from recsys.log.tables import PandasTable, ParquetTable, PolarsTable, Table
 from recsys.log.text import TextTable
 from recsys.log.times import Times, read_times
 
+# polars panics, which is no PolarsError, on some damaged Parquet pages.
+READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 PARQUET_SUFFIXES = {".parquet", ".pq"}
 
 
@@ -59,10 +61,9 @@ def read_log(
     """
     explicit = {"user": user, "item": item, "time": time, "title": title}
     table = open_table(source, separator=separator, named=[column for column in explicit.values() if column], name=name)
-    mapping = map_columns(table, explicit)
     try:
-        return _read(table, mapping)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        return _read(table, map_columns(table, explicit))
+    except READ_ERRORS as error:
         raise table.broken(error) from error
 
 

@@ -42,7 +42,7 @@ class Table(ABC):
         """What to say about a row without a value in a column that needs one."""
         return f"{self.at(row)}: column {column!r} has no value: fill it or drop the row"
 
-    def broken(self, error: Exception) -> DataError:
+    def broken(self, error: BaseException) -> DataError:
         """The clear form of an error that polars raised while it read."""
         return DataError(f"{self.label}: cannot be read as {self.format} ({first_line(error)}): write the file again")
 
@@ -65,7 +65,7 @@ class PolarsTable(Table):
         return self._frame.select(columns)
 
     @override
-    def broken(self, error: Exception) -> DataError:
+    def broken(self, error: BaseException) -> DataError:
         return DataError(f"{self.label} cannot be collected ({first_line(error)}): mend its query")
 
 
@@ -115,20 +115,18 @@ class ParquetTable(Table):
         self._parts = sorted(part_paths(path)) if path.is_dir() else [path]
         if not self._parts:
             raise DataError(f"{label}: the folder holds no .parquet file: give a file, or a folder of Parquet parts")
-        self._heights = [_checked_height(part) for part in self._parts]
-        self._schema = pl.read_parquet_schema(self._parts[0])
-        self.names = list(self._schema)
+        self._heights, self._schemas = zip(*map(_checked_footer, self._parts), strict=True)
+        self.names = list(self._schemas[0])
 
     @override
     def scan(self, columns: list[str]) -> pl.LazyFrame:
-        first = self._parts[0]
-        for part in self._parts[1:]:
-            schema = pl.read_parquet_schema(part)
+        first = self._schemas[0]
+        for part, schema in zip(self._parts, self._schemas, strict=True):
             for column in columns:
-                if schema.get(column) != self._schema[column]:
+                if schema.get(column) != first[column]:
                     raise DataError(
-                        f"{part}: column {column!r} is {schema.get(column, 'missing')}, but {self._schema[column]} in "
-                        f"{first.name}: write all parts with the same columns"
+                        f"{part}: column {column!r} is {schema.get(column, 'missing')}, but {first[column]} in "
+                        f"{self._parts[0].name}: write all parts with the same columns"
                     )
         return pl.scan_parquet(self._parts, extra_columns="ignore").select(columns)
 
@@ -146,8 +144,8 @@ def part_paths(folder: Path) -> list[Path]:
     return [path for suffix in ("*.parquet", "*.pq") for path in folder.rglob(suffix) if path.is_file()]
 
 
-def _checked_height(path: Path) -> int:
-    """Number of rows of a Parquet file, after its two marks and its footer were looked at."""
+def _checked_footer(path: Path) -> tuple[int, pl.Schema]:
+    """Number of rows and the columns of a Parquet file, after its two marks and its footer were looked at."""
     with path.open("rb") as file:
         head = file.read(4)
         size = file.seek(0, 2)
@@ -164,8 +162,8 @@ def _checked_height(path: Path) -> int:
             f"{path} is a truncated Parquet file (its end is missing after byte {size:,}): copy or write it again"
         )
     try:
-        return int(pq.read_metadata(path).num_rows)
-    except Exception as error:  # pyarrow raises many kinds for a damaged footer
+        return int(pq.read_metadata(path).num_rows), pl.scan_parquet(path).collect_schema()
+    except Exception as error:  # pyarrow and polars raise many kinds for a damaged footer
         raise DataError(f"{path} is damaged Parquet ({first_line(error)}): write the file again") from error
 
 
@@ -176,7 +174,7 @@ def check_distinct(names: list[str], label: str) -> None:
             raise DataError(f"{label}: two columns are named {name!r}: rename one of them")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, for use inside a sentence."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".:") if text else type(error).__name__

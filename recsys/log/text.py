@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import polars as pl
 from typing_extensions import override
 
 from persona.errors import DataError
 from recsys.columns import is_known
-from recsys.log.rawbytes import check_bytes, check_start, is_gzip
+from recsys.log.rawbytes import check_bytes, check_start, csv_reader, open_text
 from recsys.log.tables import Table, check_distinct, first_line
 
 SEPARATORS = ("\t", "::", ",", ";", "|", " ")
@@ -24,8 +21,6 @@ SAMPLE_LINES = 50
 LINE = "line"
 RECBOLE_TYPES = {"token", "float", "token_seq", "float_seq"}
 NUMBER = re.compile(r"^\s*[-+]?\d[\d.:eE+/\-TZ ]*\s*$")
-
-csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,8 @@ class TextTable(Table):
         check_start(path, label)
         sample = _sample(path)
         lines = [line for _, line in sample]
+        if not lines:
+            raise DataError(f"{label}, line 1: the file begins with blank lines only: give a file with events")
         self.separator = separator or ("\t" if inter else _sniff_separator(lines, label))
         self._quoted = check_bytes(path, label, self.separator)
         first, *others = [_split(line, self.separator, self._quoted) for line in lines]
@@ -108,7 +105,7 @@ class TextTable(Table):
         return next(islice(self._rows(), row, None))
 
     @override
-    def broken(self, error: Exception) -> DataError:
+    def broken(self, error: BaseException) -> DataError:
         for content in self._rows():
             if len(content.cells) > len(self.names):
                 return DataError(
@@ -129,7 +126,7 @@ def _rows(path: Path, separator: str, quoted: bool) -> Iterator[Row]:
     """The rows of a text file as Python's own reader sees them, blank lines left out."""
     with open_text(path) as file:
         if quoted and len(separator) == 1:
-            reader, last = csv.reader(file, delimiter=separator), 0
+            reader, last = csv_reader(file, separator), 0
             for cells in reader:
                 if any(cells):
                     yield Row(last + 1, cells)
@@ -139,13 +136,6 @@ def _rows(path: Path, separator: str, quoted: bool) -> Iterator[Row]:
             cells = line.rstrip("\r\n").split(separator)
             if any(cells):
                 yield Row(number, cells)
-
-
-def open_text(path: Path) -> IO[str]:
-    """Open a plain or gz-compressed text file; bytes that are not UTF-8 are replaced, ``check_bytes`` reports them."""
-    if is_gzip(path):
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="\n")
-    return path.open(encoding="utf-8-sig", errors="replace", newline="\n")
 
 
 def _sample(path: Path) -> list[tuple[int, str]]:
@@ -159,7 +149,7 @@ def _sample(path: Path) -> list[tuple[int, str]]:
 
 def _split(line: str, separator: str, quoted: bool) -> list[str]:
     if quoted and len(separator) == 1:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
+        return [cell.strip() for cell in next(csv_reader([line], separator), [])]
     return [cell.strip() for cell in line.split(separator)]
 
 

@@ -320,7 +320,7 @@ def test_the_report_says_what_was_understood(tmp_path: Path) -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from(["a.csv", "a.csv.gz", "a.parquet"]),
+    st.sampled_from(["a.csv", "a.csv.gz", "a.parquet", "a.dat", "a.inter"]),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
     st.floats(0, 1),
 )
@@ -350,5 +350,9 @@ def damageable(folder: Path, name: str) -> bytes:
     if name.endswith("parquet"):
         pl.DataFrame(EVENTS, schema=NAMES, orient="row").write_parquet(folder / name)
         return (folder / name).read_bytes()
-    content = text(",", "user_id,item_id,timestamp").encode()
+    content = text(",", 'user_id,item_id,timestamp,"title"', [(*event, '"a, b"') for event in EVENTS]).encode()
+    if name.endswith("dat"):
+        return text("::", None).encode()
+    if name.endswith("inter"):
+        return text("\t", "user_id:token\titem_id:token\ttimestamp:float").encode()
     return gzip.compress(content) if name.endswith("gz") else content
