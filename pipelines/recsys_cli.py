@@ -224,6 +224,34 @@ def run(
     )
 
 
+@app.command(epilog="Example:  persona recsys evidence ml-100k-paper-sasrec --jobs 2")
+def evidence(
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments; all by default.")] = None,
+    data_folder: Annotated[Path | None, typer.Option(help="Folder with data sets that no package provides.")] = None,
+    work: WorkOption = Path("work/evidence"),
+    jobs: Jobs = 1,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Run the experiments behind docs/results.md that are missing or have changed, and render the page."""
+    _, out = _start(as_json)
+    from persona.errors import ConfigError, nearest
+    from pipelines import evidence as evidence_
+
+    known = evidence_.experiments()
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"there is no experiment {name!r}: {nearest(name, known)}")
+    ran = []
+    for name in names or list(known):
+        experiment = known[name]
+        with console.progress(name, experiment.seeds * len(experiment.methods)) as advance:
+            if evidence_.run(experiment, work, data_folder, jobs, _notify(advance, experiment.config.monitor)):
+                ran.append(name)
+        evidence_.RESULTS.write_text(evidence_.render(), encoding="utf-8")
+    out.say(f"{evidence_.RESULTS}: {len(ran)} experiment(s) were run, the others were up to date")
+    out.result({"ran": ran, "page": evidence_.RESULTS})
+
+
 def _start(as_json: bool) -> tuple[Any, console.Output]:
     """Heavy packages are loaded here, after the command line was understood."""
     from persona import runtime
@@ -267,18 +295,27 @@ def _evaluate(
 
     total = len(protocols) * seeds * len(recsys_steps.with_host(methods))
     with console.progress("methods", total) as advance:
-
-        def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
-            if metrics is None:
-                advance(note=f"{cell}: {training} done")
-            else:
-                value = metrics[settings.monitor]
-                advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {settings.monitor} {value:.4f}")
-
-        notify: Notify = show
         return recsys_steps.evaluate(
-            settings, space, protocols=protocols, methods=methods, seeds=seeds, jobs=jobs, notify=notify
+            settings,
+            space,
+            protocols=protocols,
+            methods=methods,
+            seeds=seeds,
+            jobs=jobs,
+            notify=_notify(advance, settings.monitor),
         )
+
+
+def _notify(advance: console.Advance, monitor: str) -> Notify:
+    """Progress of cells as a note beside the bar."""
+
+    def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
+        if metrics is None:
+            advance(note=f"{cell}: {training} done")
+        else:
+            advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
+
+    return show
 
 
 def _show(comparison: recsys_steps.Comparison, out: console.Output) -> None:

@@ -9,7 +9,7 @@ inside ``mlflow run`` or another run, a step joins it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,16 @@ class Comparison:
     users: int
     headlines: tuple[str, ...]
     rows: list[Row]
+    measured: list[dict[str, Measured]]
+
+    def of(self, method: str) -> list[Measured]:
+        """What one method achieved, seed by seed."""
+        return [seed[method] for seed in self.measured]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self) | {"rows": [row.as_dict() for row in self.rows]}
+        """Plain values for JSON; values per user stay in the workspace."""
+        names = ("protocol", "settings", "seeds", "users", "headlines")
+        return {name: getattr(self, name) for name in names} | {"rows": [row.as_dict() for row in self.rows]}
 
 
 def evaluate(
@@ -302,7 +308,7 @@ def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured
     headlines = HEADLINES["full" if protocol == "full" else "sampled"]
     rows = compare(seeds)
     users = len(seeds[0]["host"].units)
-    comparison = Comparison(protocol, config.as_dict(), len(seeds), users, headlines, rows)
+    comparison = Comparison(protocol, config.as_dict(), len(seeds), users, headlines, rows, seeds)
     write_json(work.comparison(protocol), comparison.as_dict())
     for row in rows:
         with tracking.run(f"{protocol} {row.method}", tags={"method": row.method, "protocol": protocol}):
