@@ -125,9 +125,18 @@ def compare(seeds: Sequence[Mapping[str, Measured]], reference: str = REFERENCE)
 
 
 def differences(a: Sequence[Measured], b: Sequence[Measured]) -> dict[str, SeedsInterval]:
-    """For each metric, method ``a`` minus method ``b``, both given seed by seed, with its interval over units."""
+    """For each metric, method ``a`` minus method ``b``, both given seed by seed, with its interval over units.
+
+    Raises:
+        DataError: not all were measured on the same units, or on fewer than two.
+    """
+    for measured in (*a, *b):
+        if not np.array_equal(measured.units, a[0].units):
+            raise DataError(f"{a[0].method} and {b[0].method} were tested on different units: evaluate all seeds again")
     return {
-        metric: paired_bootstrap_over_seeds([_difference(x, y, metric) for x, y in zip(a, b, strict=True)])
+        metric: paired_bootstrap_over_seeds(
+            [x.per_unit[metric] - y.per_unit[metric] for x, y in zip(a, b, strict=True)]
+        )
         for metric in a[0].per_unit
     }
 
@@ -141,9 +150,3 @@ def _row(measured: list[Measured], reference: list[Measured]) -> Row:
         seconds=float(np.mean([m.seconds for m in measured])),
         refresh_bytes=own.refresh_bytes,
     )
-
-
-def _difference(a: Measured, b: Measured, metric: str) -> NDArray[np.float64]:
-    if not np.array_equal(a.units, b.units):
-        raise DataError(f"{a.method} and {b.method} were tested on different units: evaluate both again")
-    return a.per_unit[metric] - b.per_unit[metric]

@@ -1,0 +1,97 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from persona.comparison import Measured, compare, differences
+from persona.errors import ConfigError, DataError
+from persona.statistics import paired_bootstrap
+
+UNITS = np.array([2, 3, 5, 8], dtype=np.int64)
+
+
+def measured(method, values, *, seconds=1.0, units=UNITS):
+    per_unit = {"uauc": np.asarray(values, dtype=np.float64), "hr_10": np.asarray(values, dtype=np.float64) / 2}
+    summary = {name: float(v.mean()) for name, v in per_unit.items()}
+    return Measured(method, summary, per_unit, units, seconds, 128, 3, 2, [{"epoch": 0.0, "loss": 0.7}])
+
+
+HOST = measured("host", [0.1, 0.2, 0.3, 0.4])
+BETTER = measured("better", [0.2, 0.4, 0.35, 0.5], seconds=3.0)
+
+
+def test_a_result_survives_its_files(tmp_path):
+    BETTER.save(tmp_path)
+    again = Measured.load(tmp_path, "better")
+    assert again.summary == BETTER.summary
+    assert (again.seconds, again.refresh_bytes, again.epochs, again.best_epoch) == (3.0, 128, 3, 2)
+    assert list(again.history) == list(BETTER.history)
+    np.testing.assert_array_equal(again.units, UNITS)
+    assert again.per_unit.keys() == BETTER.per_unit.keys()
+    for name, values in BETTER.per_unit.items():
+        np.testing.assert_array_equal(again.per_unit[name], values)
+        assert again.per_unit[name].dtype == np.float64
+
+
+def test_a_result_exists_only_when_both_files_do(tmp_path):
+    assert not Measured.exists(tmp_path, "better")
+    BETTER.save(tmp_path)
+    assert Measured.exists(tmp_path, "better")
+    (tmp_path / "better.json").unlink()  # what a process killed between the two files leaves
+    assert not Measured.exists(tmp_path, "better")
+    with pytest.raises(DataError, match="no result of 'better'"):
+        Measured.load(tmp_path, "better")
+
+
+def test_rows_are_means_over_seeds_and_differences_their_bootstrap():
+    other_host = measured("host", [0.0, 0.2, 0.2, 0.4])
+    other_better = measured("better", [0.3, 0.3, 0.3, 0.3], seconds=5.0)
+    host, better = compare([{"host": HOST, "better": BETTER}, {"host": other_host, "better": other_better}])
+    assert host.method == "host"
+    assert host.differences == {}
+    assert host.metrics["uauc"] == pytest.approx((0.25 + 0.2) / 2)
+    assert better.seconds == pytest.approx(4.0)
+    assert better.refresh_bytes == 128
+    mean_of_seeds = np.array([[0.1, 0.2, 0.05, 0.1], [0.3, 0.1, 0.1, -0.1]]).mean(axis=0)
+    expected = paired_bootstrap(mean_of_seeds, np.zeros(4))
+    found = better.differences["uauc"]
+    assert found.interval.mean == pytest.approx(expected.mean)
+    assert found.interval.low == pytest.approx(expected.low)
+    assert found.interval.high == pytest.approx(expected.high)
+    assert found.seed_means == pytest.approx((0.1125, 0.1))
+    assert better.differences["hr_10"].interval.mean == pytest.approx(expected.mean / 2)
+
+
+def test_any_two_methods_can_be_compared():
+    forth = differences([BETTER], [HOST])["uauc"].interval
+    back = differences([HOST], [BETTER])["uauc"].interval
+    assert forth.mean == pytest.approx(-back.mean)
+    assert differences([HOST], [HOST])["uauc"].interval.high == 0.0
+
+
+def test_a_row_is_plain_json():
+    row = compare([{"host": HOST, "better": BETTER}])[1]
+    value = json.loads(json.dumps(row.as_dict()))
+    assert value["differences"]["uauc"]["mean"] == pytest.approx(0.1125)
+    assert value["method"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "error", "sentence"),
+    [
+        ([], DataError, "nothing to compare"),
+        ([{"better": BETTER}], ConfigError, "the reference 'host' was not measured: "),
+        ([{"host": HOST, "better": BETTER}, {"host": HOST}], DataError, "different methods"),
+        ([{"host": HOST, "better": replace(BETTER, units=UNITS + 1)}], DataError, "different units"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(seeds, error, sentence):
+    with pytest.raises(error, match=sentence):
+        compare(seeds)
+
+
+def test_seeds_with_different_units_are_refused():
+    moved = {name: replace(m, units=UNITS + 1) for name, m in (("host", HOST), ("better", BETTER))}
+    with pytest.raises(DataError, match="different units"):
+        compare([{"host": HOST, "better": BETTER}, moved])
