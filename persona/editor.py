@@ -95,6 +95,16 @@ class FullHead(nn.Module):
         weight = self.weight(z).reshape(-1, self.spec.in_features, self.spec.out_features)
         return DenseEdit(bias=None if self.bias is None else self.bias(z), weight=weight)
 
+    def affine(self) -> tuple[DenseEdit, DenseEdit]:
+        """The edits of the d unit codes without the constants (batch d), and the constants (batch 1)."""
+        shape = (self.spec.in_features, self.spec.out_features)
+        columns, constant = _affine(self.weight)
+        bias_columns, bias = (None, None) if self.bias is None else _affine(self.bias)
+        return (
+            DenseEdit(bias=bias_columns, weight=columns.reshape(-1, *shape)),
+            DenseEdit(bias=bias, weight=constant.reshape(-1, *shape)),
+        )
+
 
 class LowRankHead(nn.Module):
     """dW = U S(z) V with shared U (out, r), V (r, in) and a generated core S (r, r): a payload of r^2 numbers."""
@@ -113,6 +123,17 @@ class LowRankHead(nn.Module):
         """(B, d) -> the layer's edit for B devices."""
         core = self.core(z).reshape(-1, self.rank, self.rank)
         return FactoredEdit(bias=None if self.bias is None else self.bias(z), u=self.u, core=core, v=self.v)
+
+    def affine(self) -> tuple[FactoredEdit, FactoredEdit]:
+        """The edits of the d unit codes without the constants (batch d), and the constants (batch 1)."""
+        shape = (self.rank, self.rank)
+        columns, constant = _affine(self.core)
+        bias_columns, bias = (None, None) if self.bias is None else _affine(self.bias)
+        u, v = self.u.detach().clone(), self.v.detach().clone()
+        return (
+            FactoredEdit(bias=bias_columns, u=u, core=columns.reshape(-1, *shape), v=v),
+            FactoredEdit(bias=bias, u=u, core=constant.reshape(-1, *shape), v=v),
+        )
 
 
 class ParameterEditor(nn.Module):
@@ -171,6 +192,18 @@ class ParameterEditor(nn.Module):
         }
         return Edit(layers, self.host)
 
+    def affine(self) -> tuple[Edit, Edit]:
+        """The heads as an affine map: E(z)_l = sum_i z_li M_li + c_l for every layer l.
+
+        Returns:
+            The columns M, an edit of batch d, and the constants c, an edit of batch 1. Both are copies without gradient.
+        """
+        columns: dict[str, LayerEdit] = {}
+        constants: dict[str, LayerEdit] = {}
+        for spec, head in zip(self.specs, self.heads, strict=True):
+            columns[spec.name], constants[spec.name] = cast(FullHead | LowRankHead, head).affine()
+        return Edit(columns, self.host), Edit(constants, self.host)
+
     def bounded(self, edit: Edit) -> Edit:
         """Any unbounded edit of this host inside the editor's bound."""
         return self.bound.apply(edit, self.weight_scales)
@@ -186,6 +219,11 @@ class ParameterEditor(nn.Module):
 
 def _mlp(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+
+
+def _affine(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Copies of a linear layer's columns (in, out) and constant (1, out)."""
+    return linear.weight.detach().T.clone(), linear.bias.detach().clone().unsqueeze(0)
 
 
 def _zero(*linears: nn.Linear | None) -> None:

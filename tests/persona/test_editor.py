@@ -102,6 +102,29 @@ def test_unbounded_edits_are_linear_in_the_codes(head):
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("head", ["full", "low_rank"])
+def test_the_heads_are_the_affine_map_they_say(head, bias):
+    editor = editor_for(mlp(bias=bias), head=head)
+    with torch.no_grad():
+        for p in editor.heads.parameters():
+            p.normal_()
+    codes = torch.randn(4, 2, 8)
+    columns, constant = editor.affine()
+    written = {name: constant.layers[name].map(lambda t: t.expand(4, *t.shape[1:])) for name in columns.layers}
+    for i, (name, layer) in enumerate(columns.layers.items()):
+        moved = layer.map(lambda t, i=i: torch.tensordot(codes[:, i], t, 1))
+        expected = editor.unbounded(codes).layers[name].dense()
+        torch.testing.assert_close(moved.dense().weight + written[name].dense().weight, expected.weight)
+        if bias:
+            torch.testing.assert_close(moved.bias + written[name].bias, expected.bias)
+    kept = columns.flat().clone()
+    with torch.no_grad():
+        for p in editor.heads.parameters():
+            p.zero_()
+    assert torch.equal(columns.flat(), kept)
+
+
 def test_codes_and_edits_have_the_promised_shapes():
     editor = _trained()
     codes = editor.codes(*contexts(6))
