@@ -46,7 +46,7 @@ format: $(READY) ## bring all files into the format that lint checks
 	$(BIN)/ruff format .
 
 bench: $(READY) ## run the benchmarks, one after the other
-	@set -e; for script in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 ui: $(READY) ## open the MLflow UI on the default store
 	$(BIN)/persona ui
