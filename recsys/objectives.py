@@ -211,7 +211,9 @@ class SequenceObjective(_Validated):
         stop = ends[user] - step * width
         start = np.maximum(first[user], stop - width - 1)
         stop = np.minimum(stop, last[user])
-        keep = stop - start >= 2
+        # Where a part of the past is trained, windows without a target in (start, stop) would have no loss.
+        before = np.append(0, np.cumsum(self.trained))
+        keep = before[stop] > before[start + 1]
         return start[keep], stop[keep]
 
     def loss(self, batch: SequenceBatch) -> Tensor:
