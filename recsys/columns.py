@@ -36,8 +36,7 @@ SYNONYMS: dict[str, tuple[frozenset[str], ...]] = {
     ),
     "title": (
         frozenset({"title", "itemtitle", "movietitle", "producttitle", "filmtitle", "booktitle"}),
-        frozenset({"itemname", "productname", "moviename", "description"}),
-        frozenset({"name"}),
+        frozenset({"itemname", "productname", "prodname", "moviename", "description"}),
     ),
 }
 

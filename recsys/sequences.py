@@ -197,9 +197,7 @@ class SequenceData:
             "digest": self.digest,
             "baskets": self.baskets,
             "ordered_only": self.ordered_only,
-            "users": self.n_users,
-            "items": self.n_items,
-            "events": self.n_events,
+            "counts": {"users": self.n_users, "items": self.n_items, "events": self.n_events},
             "meta": self.meta,
         }
         with atomic_folder(folder) as new:
@@ -236,7 +234,14 @@ class SequenceData:
                 ordered_only=header["ordered_only"],
                 meta=header["meta"],
             )
-        except (pl.exceptions.PolarsError, OSError, KeyError, TypeError, ValueError) as error:
+        except (
+            pl.exceptions.PolarsError,
+            pl.exceptions.PanicException,
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise FormatError(f"{folder} is damaged ({reason}): prepare the data again") from error
         if data.digest != header["digest"]:

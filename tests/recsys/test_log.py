@@ -56,6 +56,7 @@ TEXTS = {
     "byte order mark": ("a.csv", "\ufeff" + text(",", "user_id,item_id,timestamp"), ","),
     "Windows line ends": ("a.csv", text(",", "user_id,item_id,timestamp").replace("\n", "\r\n"), ","),
     "blank lines": ("a.csv", "\n" + text(",", "user_id,item_id,timestamp").replace("\n", "\n\n"), ","),
+    "unnamed row numbers": ("a.csv", text(",", ",user_id,item_id,timestamp", [("0", *event) for event in EVENTS]), ","),
     "trailing empty rows": ("a.csv", text(",", "user_id,item_id,timestamp") + ",,\n,,\n", ","),
     "blanks around values": ("a.csv", text(", ", "user_id, item_id, timestamp"), ","),
     "quotes": ("a.csv", text('","', 'user_id","item_id","timestamp').replace("\n", '"\n"').join(['"', ""])[:-1], ","),
@@ -113,7 +114,7 @@ def test_quotes_inside_of_cells_are_plain_text(tmp_path: Path) -> None:
 
 
 def test_the_first_title_of_an_item_counts() -> None:
-    frame = pd.DataFrame(EVENTS, columns=NAMES).assign(name=[None, "a", "b", "c", "d", "e"])
+    frame = pd.DataFrame(EVENTS, columns=NAMES).assign(title=[None, "a", "b", "c", "d", "e"])
     titles = read_log(frame).titles
     assert titles is not None
     assert dict(titles.rows()) == {"12": "a", "11": "b", "10": "d"}

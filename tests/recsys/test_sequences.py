@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persona.errors import DataError, FormatError
@@ -232,6 +232,27 @@ def test_damaged_and_foreign_folders_are_refused(data: SequenceData, tmp_path: P
     refused("damaged")
     pl.read_parquet(folder / "events.parquet").head(3).write_parquet(folder / "events.parquet")
     refused("do not add up")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["events", "users", "items"]), st.floats(0, 1), st.integers(1, 255))
+def test_no_damaged_byte_changes_the_data(tmp_path: Path, name: str, place: float, change: int) -> None:
+    data = build_sequences(read_log(frame()))
+    data.save(tmp_path / "prepared")
+    path = tmp_path / "prepared" / f"{name}.parquet"
+    content = bytearray(path.read_bytes())
+    content[min(int(place * len(content)), len(content) - 1)] ^= change
+    path.write_bytes(content)
+    loaded = loaded_or_none(tmp_path / "prepared")
+    assert loaded is None or loaded.digest == data.digest
+
+
+def loaded_or_none(folder: Path) -> SequenceData | None:
+    """What is in ``folder``, or None where it is refused."""
+    try:
+        return SequenceData.load(folder)
+    except FormatError:
+        return None
 
 
 def test_frames_not_made_by_read_log_are_refused(data: SequenceData) -> None:
