@@ -26,6 +26,7 @@ EDITOR_SETTINGS = (
     "tau",
     "width",
 )
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RecsysConfig:
         negatives: sampled for every positive.
         batch_size: rows (or sequences) a step.
         sequences: train the host on all positions of a sequence at once (GRU4Rec, SASRec).
-        monitor: validation metric that selects epochs.
+        monitor: validation metric that selects epochs; under ``full`` a ranking metric such as ``ndcg_10``.
         epochs: at most this many, for host and editor each.
         patience: epochs without a better validation value before training stops.
         min_epochs: patience is not counted before.
@@ -96,8 +97,10 @@ class RecsysConfig:
     validation_events: int = 5000
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.mode not in MODES:
             raise ConfigError(f"unknown mode {self.mode!r}: {nearest(self.mode, MODES)}")
+        self._check_protocol()
         for name in ("hold_back", "edit_dropout"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it is a share between 0 and 1")
@@ -109,6 +112,30 @@ class RecsysConfig:
         self.fit_config(self.learning_rate)
         self.fit_config(self.editor_learning_rate)
         self.loss_config()
+
+    def _check_types(self) -> None:
+        """Settings may come from a file: whole numbers do for decimal ones, and are one and the same setting."""
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            if kind is float and type(value) is int:
+                object.__setattr__(self, f.name, float(value))
+            elif type(value) is not kind:
+                raise ConfigError(f"{f.name} is {value!r}, but it has to be {_KINDS[kind]}")
+
+    def _check_protocol(self) -> None:
+        """The protocol, and that it measures what is to select epochs."""
+        from recsys.metrics import CUTOFFS
+        from recsys.protocols import PROTOCOLS
+
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"unknown protocol {self.protocol!r}: {nearest(self.protocol, PROTOCOLS)}")
+        ranking = ["mrr", *(f"{name}_{k}" for name in ("ndcg", "hr") for k in CUTOFFS)]
+        # Larger has to be better, so logloss is none of them.
+        monitors = ranking if self.protocol == "full" else ["auc", "uauc", *ranking]
+        if self.monitor not in monitors:
+            raise ConfigError(
+                f"monitor {self.monitor!r} cannot select epochs under protocol {self.protocol}: {nearest(self.monitor, monitors)}"
+            )
 
     def host_config(self, n_items: int) -> HostConfig:
         """The host's settings for a catalogue."""

@@ -1,0 +1,148 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from persona.errors import ConfigError
+from recsys.baselines import Problem
+from recsys.config import EDITOR_SETTINGS, MODES, RecsysConfig
+from recsys.protocols import PROTOCOLS
+from tests.recsys.toy import SMALL, personalised, walks
+
+
+def test_the_settings_survive_json():
+    config = RecsysConfig(host="din", seed=3, dropout=0.1)
+    assert RecsysConfig.from_dict(config.as_dict()) == config
+
+
+def test_zero_and_negative_stand_for_the_preset():
+    paper = RecsysConfig().host_config(n_items=9)
+    assert (paper.dim, paper.max_length, paper.dropout) == (32, 10, 0.0)
+    modern = RecsysConfig(preset="modern").host_config(n_items=9)
+    assert (modern.dim, modern.max_length, modern.dropout) == (64, 50, 0.2)
+    own = RecsysConfig(preset="modern", dim=16, max_length=7, dropout=0.0).host_config(n_items=9)
+    assert (own.dim, own.max_length, own.dropout) == (16, 7, 0.0)
+
+
+def test_every_setting_reaches_the_part_it_belongs_to():
+    config = RecsysConfig(
+        seed=5,
+        loss="gbce",
+        negatives=7,
+        batch_size=33,
+        sequences=True,
+        monitor="ndcg_10",
+        epochs=4,
+        patience=3,
+        min_epochs=2,
+        weight_decay=0.1,
+        transfer="none",
+        head="low_rank",
+        rank=2,
+        bound="clip",
+        tau=0.5,
+        width=16,
+    )
+    fit = config.fit_config(0.25)
+    found = (fit.seed, fit.epochs, fit.patience, fit.min_epochs, fit.weight_decay, fit.learning_rate)
+    assert found == (5, 4, 3, 2, 0.1, 0.25)
+    loss = config.loss_config()
+    assert (loss.loss, loss.negatives, loss.batch_size, loss.sequences, loss.monitor) == (
+        "gbce",
+        7,
+        33,
+        True,
+        "ndcg_10",
+    )
+    editor = config.editor_config(context_dim=8)
+    assert (editor.transfer, editor.head, editor.rank, editor.bound, editor.tau, editor.width) == (
+        "none",
+        "low_rank",
+        2,
+        "clip",
+        0.5,
+        16,
+    )
+    assert editor.context_dim == 8
+
+
+def test_a_setting_belongs_to_the_host_or_to_the_editor():
+    config = RecsysConfig()
+    host, editor = config.host_settings(), config.editor_settings()
+    assert set(editor) == set(EDITOR_SETTINGS)
+    assert not set(host) & set(editor)
+    assert {f.name for f in fields(config)} == {*host, *editor, "mode"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"mode": "heldback"}, "unknown mode 'heldback': did you mean 'held_back'"),
+        ({"protocol": "papper"}, "unknown protocol 'papper': did you mean 'paper'"),
+        ({"host": "sasrce"}, "unknown host 'sasrce': did you mean 'sasrec'"),
+        ({"preset": "modren"}, "unknown preset 'modren': did you mean 'modern'"),
+        ({"loss": "bcee"}, "unknown loss 'bcee': did you mean 'bce'"),
+        ({"transfer": "stakced"}, "unknown transfer 'stakced': did you mean 'stacked'"),
+        ({"head": "ful"}, "unknown head 'ful': did you mean 'full'"),
+        ({"bound": "tan"}, "unknown bound 'tan': did you mean 'tanh'"),
+        ({"monitor": "uacu"}, "monitor 'uacu' cannot select .* did you mean 'uauc'"),
+        ({"protocol": "full"}, "monitor 'uauc' cannot select epochs under protocol full: .*ndcg_10"),
+        ({"monitor": "logloss"}, "monitor 'logloss' cannot"),  # smaller is better
+        ({"hold_back": 1.0}, "hold_back is 1.0, but it is a share between 0 and 1"),
+        ({"edit_dropout": 0.0}, "edit_dropout is 0.0, but it is a share between 0 and 1"),
+        ({"validation_events": 0}, "validation_events is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"editor_learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"seed": -1}, "seed"),
+        ({"dim": 30}, "dim has to be a multiple of heads"),
+        ({"dropout": 1.0}, "dropout has to be a number from 0 to below 1"),
+        ({"tau": 0.0}, "tau is 0.0"),
+        ({"negatives": 0}, "negatives is 0"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_any_work(wrong, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        RecsysConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(RecsysConfig)])
+def test_a_value_of_the_wrong_type_is_refused(name):
+    """As a settings file may hold it."""
+    kinds = {f.name: type(f.default) for f in fields(RecsysConfig)}
+    wrong = {str: 3, int: "3", float: "0.5", bool: "yes"}[kinds[name]]
+    with pytest.raises(ConfigError, match=f"{name} is {wrong!r}, but it has to be"):
+        RecsysConfig.from_dict({name: wrong})
+    if kinds[name] is int:
+        with pytest.raises(ConfigError, match=f"{name} is 2.5, but it has to be a whole number"):
+            RecsysConfig.from_dict({name: 2.5})
+        with pytest.raises(ConfigError, match=f"{name} is True"):
+            RecsysConfig.from_dict({name: True})
+
+
+def test_a_whole_number_will_do_for_a_decimal_one():
+    assert RecsysConfig.from_dict({"tau": 2}).tau == 2.0
+    assert isinstance(RecsysConfig.from_dict({"tau": 2}).tau, float)
+
+
+def test_an_unknown_setting_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="unknown setting 'lerning_rate': did you mean 'learning_rate'"):
+        RecsysConfig.from_dict({"lerning_rate": 0.1})
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_can_select_epochs_is_what_a_protocol_measures(protocol):
+    measured = set(
+        Problem(walks(), replace(SMALL, protocol=protocol, monitor="mrr")).validation.run(personalised()).summary
+    )
+    for name in measured:
+        if name == "logloss":
+            continue
+        assert replace(SMALL, protocol=protocol, monitor=name).monitor == name
+    with pytest.raises(ConfigError) as refused:
+        replace(SMALL, protocol=protocol, monitor="-")
+    assert set(str(refused.value).partition("Known: ")[2].split(", ")) == measured - {"logloss"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_taken(mode):
+    assert RecsysConfig(mode=mode).mode == mode

@@ -1,0 +1,178 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from persona.errors import DataError
+from recsys import metrics
+from recsys.baselines import Problem
+from recsys.evaluation import ROWS, Evaluation
+from recsys.protocols import PROTOCOLS, make_split
+from tests.recsys.toy import ITEMS, SMALL, personalised, sequences, walks
+
+T = 5
+DATA = walks(users=20, events=10)
+TEST = np.concatenate([DATA.offsets[1:] - 1, DATA.offsets[1:] - 3])  # two events a user, not in the order of positions
+TEST.sort()
+
+
+class ByItem:
+    """Scores that depend on the item and the last one known, with many ties."""
+
+    def score(self, context, candidates):
+        last = context.items.gather(1, (context.lengths - 1).clamp(min=0).unsqueeze(1))
+        return ((candidates * 7 + last * 3) % 5).float()
+
+    def score_catalogue(self, context):
+        everything = torch.arange(ITEMS + 1).expand(len(context), -1)
+        scores = self.score(context, everything)
+        scores[:, 0] = -torch.inf
+        return scores
+
+
+def test_sampled_evaluation_equals_one_event_after_the_other():
+    evaluation = Evaluation(DATA, TEST, max_length=T, seed=2, negatives=7)
+    model = personalised(learned=True)
+    evaluated = evaluation.run(model)
+    by_user = {}
+    for position, row in zip(TEST, evaluation.candidates.tolist(), strict=True):
+        user = int(DATA.user_of(np.array([position]))[0])
+        past = DATA.items[DATA.offsets[user] : position][-T:].tolist()
+        context = type(evaluation.contexts).from_lists([past], T)
+        scores = model.score(context, torch.tensor([row]))[0]
+        assert row[0] == DATA.items[position]
+        by_user.setdefault(user, []).append(scores.detach().numpy())
+    assert evaluated.users.tolist() == sorted(by_user)
+    for index, user in enumerate(evaluated.users):
+        scores = np.stack(by_user[user])
+        rank = 1 + (scores[:, 1:] > scores[:, :1]).sum(1)
+        hit = (rank <= 5).mean()
+        gain = np.where(rank <= 5, 1 / np.log2(1 + rank), 0).mean()
+        above = scores[:, :1].ravel()[:, None] > scores[:, 1:].ravel()[None]
+        assert evaluated.per_user["hr_5"][index] == pytest.approx(hit)
+        assert evaluated.per_user["ndcg_5"][index] == pytest.approx(gain)
+        assert evaluated.per_user["uauc"][index] == pytest.approx(above.mean())
+    assert evaluated.summary["ndcg_5"] == pytest.approx(evaluated.per_user["ndcg_5"].mean())
+    assert set(evaluated.per_user) == set(evaluated.summary) - {"auc"}
+
+
+def test_negatives_are_distinct_and_never_touched_by_the_user():
+    candidates = Evaluation(DATA, TEST, max_length=T, negatives=12).candidates
+    for position, row in zip(TEST, candidates.tolist(), strict=True):
+        user = int(DATA.user_of(np.array([position]))[0])
+        touched = set(DATA.items[DATA.offsets[user] : DATA.offsets[user + 1]].tolist())
+        assert len(set(row[1:])) == 12
+        assert not touched & set(row[1:])
+
+
+def test_a_small_catalogue_gives_as_many_negatives_as_it_has():
+    data = sequences([[1, 2, 1], [3, 1, 2]], n_items=4)
+    assert Evaluation(data, np.array([2, 5]), max_length=T).candidates.shape == (2, 4)
+
+
+def full_ranks_one_by_one(data, positions, scorer):
+    ranks = []
+    for position in positions:
+        user = int(data.user_of(np.array([position]))[0])
+        past = data.items[data.offsets[user] : position].tolist()
+        context = Evaluation(data, np.array([position]), max_length=T).contexts
+        scores = scorer.score_catalogue(context)[0].tolist()
+        target = data.items[position]
+        others = [scores[i] for i in range(1, data.n_items + 1) if i != target and i not in past]
+        greater, equal = sum(s > scores[target] for s in others), sum(s == scores[target] for s in others)
+        ranks.append((1 + greater + equal / 2, equal))
+    return np.array(ranks)
+
+
+@pytest.mark.parametrize("scorer", [ByItem(), personalised(learned=True)], ids=["ties", "model"])
+def test_full_ranking_equals_one_event_after_the_other_without_what_was_seen(scorer):
+    evaluated = Evaluation(DATA, TEST, max_length=T, full=True).run(scorer)
+    with torch.no_grad():
+        ranks, ties = full_ranks_one_by_one(DATA, TEST, scorer).T
+    expected = metrics.ranking_metrics(ranks, DATA.user_of(TEST), ties=ties.astype(np.int64))
+    for name, values in expected.items():
+        np.testing.assert_allclose(evaluated.per_user[name], values, atol=1e-12)
+        assert evaluated.summary[name] == pytest.approx(values.mean())
+
+
+def test_full_ranking_keeps_a_target_that_was_seen_before():
+    """A repeated item is ranked by its own score, once, among the items that were not seen."""
+    data = sequences([[3, 4, 3, 5, 3], [1, 2, 1, 2, 9]])
+    positions = np.array([2, 4, 7, 8])
+    evaluated = Evaluation(data, positions, max_length=T, full=True).run(ByItem())
+    ranks, ties = full_ranks_one_by_one(data, positions, ByItem()).T
+    expected = metrics.ranking_metrics(ranks, data.user_of(positions), ties=ties.astype(np.int64))
+    np.testing.assert_allclose(evaluated.per_user["mrr"], expected["mrr"], atol=1e-12)
+
+
+def test_full_ranking_removes_everything_seen_not_only_the_context():
+    data = sequences([[*range(1, 20), 25]])
+
+    class Last:
+        """Items seen long ago would stand above the target."""
+
+        def score_catalogue(self, context):
+            scores = -torch.arange(ITEMS + 1).float().expand(len(context), -1).clone()
+            scores[:, 0] = -torch.inf
+            return scores
+
+    evaluated = Evaluation(data, np.array([19]), max_length=2, full=True).run(Last())
+    assert evaluated.per_user["mrr"] == pytest.approx(1 / 6)  # behind 20 .. 24
+
+
+def test_events_of_the_same_basket_stay_hidden():
+    data = sequences([[1, 2, 3, 4]], times=[[1, 2, 2, 2]])
+    evaluation = Evaluation(data, np.array([2, 3]), max_length=T)
+    assert evaluation.contexts.items[:, 0].tolist() == [1, 1]
+    assert evaluation.contexts.lengths.tolist() == [1, 1]
+
+
+def test_every_method_meets_the_same_candidates():
+    evaluation = Evaluation(DATA, TEST, max_length=T, seed=5)
+    before = evaluation.candidates.clone()
+    for scorer in (ByItem(), personalised(), personalised("sasrec")):
+        evaluation.run(scorer)
+        assert torch.equal(evaluation.candidates, before)
+    assert torch.equal(Evaluation(DATA, TEST, max_length=T, seed=5).candidates, before)
+    assert not torch.equal(Evaluation(DATA, TEST, max_length=T, seed=6).candidates, before)
+
+
+def test_the_same_model_has_the_same_values_however_rows_are_blocked(monkeypatch):
+    evaluation = Evaluation(DATA, TEST, max_length=T)
+    whole = evaluation.run(personalised(learned=True))
+    assert len(TEST) < ROWS
+    monkeypatch.setattr("recsys.evaluation.ROWS", 7)
+    parts = evaluation.run(personalised(learned=True))
+    for name, values in whole.per_user.items():
+        np.testing.assert_allclose(parts.per_user[name], values, rtol=1e-5)
+
+
+def test_a_limit_draws_events_from_the_seed():
+    def positions(seed, limit):
+        return Evaluation(DATA, TEST, max_length=T, seed=seed, limit=limit).positions
+
+    np.testing.assert_array_equal(positions(1, 9), positions(1, 9))
+    assert (positions(1, 9) != positions(2, 9)).any()
+    assert len(positions(1, 9)) == len(set(positions(1, 9))) == 9
+    assert set(positions(1, 9)) <= set(TEST)
+    assert (np.diff(positions(1, 9)) > 0).all()
+    np.testing.assert_array_equal(positions(1, len(TEST)), TEST)
+
+
+def test_nothing_to_evaluate_on_is_refused():
+    with pytest.raises(DataError, match="no events to evaluate on"):
+        Evaluation(DATA, TEST[:0], max_length=T)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_epochs_are_selected_on_validation_rows_and_never_on_test_rows(protocol):
+    config = replace(SMALL, protocol=protocol, monitor="ndcg_10")
+    problem = Problem(walks(), config)
+    split = make_split(walks(), protocol)
+    assert set(problem.validation.positions) <= set(split.validation)
+    np.testing.assert_array_equal(problem.test.positions, split.test)
+    learned = np.concatenate([problem.everything, problem.held_back.train, problem.held_back.adapt])
+    for one, other in ((problem.validation.positions, split.test), (learned, split.test), (learned, split.validation)):
+        assert not set(one) & set(other)
+    assert problem.validation.full == problem.test.full == (protocol == "full")
