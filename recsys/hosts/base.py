@@ -10,7 +10,7 @@ Shapes: B rows (devices), T context length, C candidates, V items, d width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -25,7 +25,7 @@ from recsys.batches import CANDIDATES, HISTORY, Context
 from recsys.hosts.config import HostConfig
 
 TABLE = "item"
-INITIAL_SCALE = 0.02
+INITIAL_SCALE = 0.02  # of 0.02, 0.1 and 0.5, the one that learns most from the first epoch on
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class State:
 class Host(nn.Module, ABC):
     """A recommender whose adaptive layers can be edited.
 
-    A kind of host builds its layers after ``super().__init__``, then sets ``adaptive``, and defines ``encode_history``,
+    A kind of host builds its layers after ``super().__init__``, then calls ``finish``, and defines ``encode_history``,
     ``project_targets`` and ``match``.
 
     Attributes:
@@ -74,6 +74,19 @@ class Host(nn.Module, ABC):
         )
         self.embedding = EmbeddingCollection(tables=[table])
         self.embedding.embeddings[TABLE].weight.data[0] = 0.0
+
+    def finish(self, adaptive: Iterable[str]) -> None:
+        """Initialise the linear layers and make those named in ``adaptive`` editable.
+
+        Xavier's scale (Glorot and Bengio, AISTATS'10) keeps the size of signals through the tanh layers. With torch's own,
+        which shrinks them at each layer, all kinds stay about twice as many epochs at the quality of mere popularity.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.adaptive = AdaptiveLayers(self, adaptive)
 
     @property
     def context_dim(self) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from persona.adaptive import AdaptiveLayers
 from recsys.batches import valid_positions
 from recsys.hosts.base import Host, State
 from recsys.hosts.blocks import TargetAttention, tanh_layer
@@ -39,7 +38,7 @@ class DIN(Host):
         self.head = nn.Sequential(
             nn.Linear(2 * dim, wide), nn.Tanh(), nn.Linear(wide, narrow), nn.Tanh(), nn.Linear(narrow, 1)
         )
-        self.adaptive = AdaptiveLayers(self, ["head.0", "head.2", "head.4"])
+        self.finish(["head.0", "head.2", "head.4"])
 
     def encode_history(self, history: Tensor, lengths: Tensor) -> HistoryState:
         """Keys and values of the history."""

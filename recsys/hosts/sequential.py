@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from persona.adaptive import AdaptiveLayers
 from persona.edits import Edit
 from recsys.batches import Context
 from recsys.hosts.base import Host, State
@@ -43,7 +42,7 @@ class SequentialHost(Host):
         """Add the layers that follow the encoder."""
         self.target = tower(self.config.dim)
         self.head = tower(self.config.dim)
-        self.adaptive = AdaptiveLayers(self, ["head.0", "head.2"])
+        self.finish(["head.0", "head.2"])
 
     @abstractmethod
     def encode_positions(self, history: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Small hosts of every kind and preset, and what their tests ask them."""
 
 import torch
+from torch import nn
 
 from persona.edits import Edit
 from recsys.batches import Context
@@ -17,10 +18,13 @@ def small_config(kind: str, preset: str) -> HostConfig:
 
 
 def small_host(kind: str, preset: str, seed: int = 0) -> Host:
-    """In evaluation mode, with embeddings wide enough that all layers leave their linear range."""
+    """In evaluation mode, like a trained one: embeddings large enough to leave the linear range, biases not zero."""
     torch.manual_seed(seed)
     host = make_host(small_config(kind, preset)).eval()
     host.embedding.embeddings["item"].weight.data.mul_(40)
+    for layer in host.modules():
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            layer.bias.data.normal_(0.0, 0.3)
     return host
 
 

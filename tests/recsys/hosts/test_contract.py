@@ -240,6 +240,14 @@ def test_the_state_dict_round_trip(case):
     assert torch.equal(scores(other), scores(host))
 
 
+def test_linear_layers_keep_the_size_of_signals():
+    host = make_host(small_config("sasrec", "paper"))
+    limit = (6 / (8 + 8)) ** 0.5
+    for layer in host.adaptive.layers.values():
+        assert 0.8 * limit < layer.weight.abs().max() <= limit
+        assert not layer.bias.any()
+
+
 def test_the_padding_row_is_zero_and_embeddings_start_small():
     host = make_host(small_config("sasrec", "paper"))
     weight = host.embedding.embeddings["item"].weight
@@ -248,6 +256,7 @@ def test_the_padding_row_is_zero_and_embeddings_start_small():
     assert 0.015 < weight[1:].std() < 0.025
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch.nn.GRU renews its list of weights
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_device_model_exports(case):
     class Device(nn.Module):
