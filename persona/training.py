@@ -7,6 +7,7 @@ that was killed resumes from its last epoch and ends with the same bits as one t
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,11 +74,15 @@ class Objective(Protocol):
 
 @dataclass
 class FitResult:
-    """What a training run did: metrics per epoch, and which epoch's weights the module now holds (-1: the start)."""
+    """What a training run did: metrics per epoch, and which epoch's weights the module now holds (-1: the start).
+
+    ``seconds`` is the wall time of all epochs, those before a resume included.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
     best_value: float = -math.inf
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def epochs(self) -> int:
@@ -127,7 +132,9 @@ def fit(
         p.requires_grad_(p in chosen)
     try:
         while not run.finished:
+            started = time.perf_counter()
             metrics = run.train_epoch(trained, objective)
+            run.result.seconds += time.perf_counter() - started
             run.record(metrics, metrics[objective.monitor])
             notify(metrics)
     finally:
@@ -205,6 +212,7 @@ class _Run:
             "history": self.result.history,
             "best_epoch": self.result.best_epoch,
             "best_value": None if math.isinf(self.result.best_value) else self.result.best_value,
+            "seconds": self.result.seconds,
         }
         save_tensors(path, tensors, header)
 
@@ -229,8 +237,8 @@ class _Run:
             index, _, rest = name.partition("/")
             state.setdefault(int(index), {})[rest] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        value = header["best_value"]
-        self.result = FitResult(header["history"], header["best_epoch"], -math.inf if value is None else value)
+        value = -math.inf if header["best_value"] is None else header["best_value"]
+        self.result = FitResult(header["history"], header["best_epoch"], value, header.get("seconds", 0.0))
         return True
 
 

@@ -48,7 +48,7 @@ def measure(problem: Problem, method: str) -> Measured:
         summary=evaluated.summary,
         per_unit=evaluated.per_user,
         units=evaluated.users,
-        seconds=trained.seconds,
+        seconds=trained.result.seconds,
         refresh_bytes=trained.refresh_bytes,
         epochs=trained.result.epochs,
         best_epoch=trained.result.best_epoch,

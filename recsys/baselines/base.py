@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -39,13 +39,11 @@ class Trained:
         scorer: scores candidates in their context.
         refresh_bytes: what one device receives when the method adapts it once, in float32.
         result: what its own training did; a host that methods share is not its own.
-        seconds: wall time of its own training.
     """
 
     scorer: Scorer
     refresh_bytes: int
-    result: FitResult = field(default_factory=FitResult)
-    seconds: float = 0.0
+    result: FitResult
 
 
 class Problem:

@@ -7,8 +7,6 @@ transfer, and it learns together with the host.
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from recsys.baselines.base import Problem, Trained, adaptive_bytes
@@ -23,7 +21,6 @@ def train_duet(problem: Problem) -> Trained:
         for parameter in host.adaptive_parameters():
             parameter.zero_()
     model = Personalised(host, generator)
-    started = time.perf_counter()
     learned = [*host.shared_parameters(), *generator.parameters()]
     result = problem.train("duet", model, learned, problem.everything)
-    return Trained(model, adaptive_bytes(host), result, time.perf_counter() - started)
+    return Trained(model, adaptive_bytes(host), result)

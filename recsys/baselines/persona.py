@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes
 from recsys.hosts import Host
 from recsys.personalised import Personalised
@@ -23,15 +21,13 @@ def train_joint(problem: Problem) -> Trained:
     """Host and editor learn together; a share of rows is trained without an edit, so that the host alone stays good."""
     host = problem.new_host()
     model = Personalised(host, problem.new_editor(host), edit_dropout=problem.config.edit_dropout)
-    started = time.perf_counter()
     result = problem.train("persona_joint", model, model.parameters(), problem.everything)
-    return Trained(model, adaptive_bytes(host), result, time.perf_counter() - started)
+    return Trained(model, adaptive_bytes(host), result)
 
 
 def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Trained:
     editor = problem.new_editor(host)
     model = Personalised(host, editor, fixed_host=True)
-    started = time.perf_counter()
     result = problem.train(
         name,
         model,
@@ -40,4 +36,4 @@ def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Tra
         keep_start=True,
         learning_rate=problem.config.editor_learning_rate,
     )
-    return Trained(model, adaptive_bytes(host), result, time.perf_counter() - started)
+    return Trained(model, adaptive_bytes(host), result)

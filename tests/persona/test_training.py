@@ -61,13 +61,14 @@ def test_training_is_deterministic_and_learns():
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     whole, expected = train()
-    train(tmp_path, epochs=2)
+    _, half = train(tmp_path, epochs=2)
     seen = []
     net = module(seed=9)  # whatever it starts from, the checkpoint counts
     result = fit(net, net.parameters(), Regression(net), FitConfig(epochs=6), folder=tmp_path, on_epoch=seen.append)
     assert same(net, whole)
     assert result == expected
     assert seen == expected.history
+    assert result.seconds > half.seconds > 0, "the time before the resume counts"
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):

@@ -16,17 +16,17 @@ from recsys.sequences import SequenceData
 ITEMS = 30
 STRIDES = (1, 2, 5)
 
-# Small enough to train in a second, large enough to learn the strides.
+# Two epochs are enough for the first signs of learning, and take a second.
 SMALL = RecsysConfig(
     host="gru4rec",
     protocol="paper",
     dim=8,
     max_length=5,
     width=8,
-    batch_size=128,
+    batch_size=32,
     epochs=2,
-    learning_rate=0.01,
-    editor_learning_rate=0.01,
+    learning_rate=0.03,
+    editor_learning_rate=0.02,
 )
 
 
@@ -56,17 +56,22 @@ def sequences(histories: list[list[int]], times: list[list[int]] | None = None, 
     )
 
 
-def walks(users: int = 40, events: int = 12, seed: int = 0) -> SequenceData:
-    """Users who go from item i to i + stride, with a slip now and then; all walk at the same time."""
+def walks(users: int = 60, events: int = 12, seed: int = 0, turn: int | None = None) -> SequenceData:
+    """Users who go from item i to i + stride, with a slip now and then; all walk at the same time.
+
+    From event number ``turn`` on, everybody's stride is longer by three.
+    """
     rng = np.random.default_rng(seed)
     steps = rng.choice(STRIDES, users)[:, None] + (rng.random((users, events)) < 0.1)
+    if turn is not None:
+        steps[:, turn:] += 3
     items = (rng.integers(ITEMS, size=(users, 1)) + np.cumsum(steps, axis=1)) % ITEMS + 1
     data = sequences(items.tolist())
     moments = np.arange(events)[None] * users + np.arange(users)[:, None]
     return SequenceData(**{**vars(data), "times": moments.reshape(-1).astype(np.int64)})
 
 
-def write_walks(path: Path, users: int = 40, events: int = 12) -> Path:
+def write_walks(path: Path, users: int = 60, events: int = 12) -> Path:
     """The same users as a CSV file with titles."""
     data = walks(users, events)
     owner = data.user_of(np.arange(data.n_events))

@@ -1,0 +1,267 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from persona.comparison import Measured, compare
+from persona.errors import ConfigError
+from persona.storage import read_json
+from recsys.baselines import METHODS, Problem, measure, train_method
+from recsys.baselines.base import FLOAT_BYTES
+from tests.recsys.toy import SMALL, walks
+
+EDITED = ("duet", "persona_frozen", "persona_joint", "persona_held_back")
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    return Problem(walks(), SMALL, folder=tmp_path_factory.mktemp("cells"))
+
+
+@pytest.fixture(scope="module")
+def trained(problem):
+    """Every method, trained once."""
+    methods = {name: train_method(name, problem) for name in METHODS}
+    assert "test" not in vars(problem), "no training looks at test rows"
+    return methods
+
+
+@pytest.fixture(scope="module")
+def measured(problem, trained):
+    return {name: measure(problem, name) for name in METHODS}
+
+
+def parameters(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_is_measured(name, problem, trained, measured):
+    method, result = trained[name], measured[name]
+    assert method.result.epochs == len(method.result.history) == SMALL.epochs
+    assert method.result.seconds > 0
+    assert all(np.isfinite(row["loss"]) for row in method.result.history)
+    assert result.method == name
+    assert (result.epochs, result.best_epoch) == (SMALL.epochs, method.result.best_epoch)
+    assert result.units.tolist() == list(range(60))
+    assert result.summary == problem.test.run(method.scorer).summary
+    assert 0 < result.summary["uauc"] < 1
+    assert not any(module.training for module in method.scorer.host.modules())
+
+
+def test_methods_cost_what_their_devices_receive(problem, trained):
+    host = problem.new_host()
+    adaptive = FLOAT_BYTES * sum(p.numel() for p in host.adaptive_parameters())
+    everything = FLOAT_BYTES * sum(p.numel() for p in host.parameters())
+    assert 0 < adaptive < everything
+    found = {name: method.refresh_bytes for name, method in trained.items()}
+    expected = dict.fromkeys(METHODS, adaptive)
+    assert found == expected | {"host": 0, "trained_longer": everything, "finetune_all": everything}
+
+
+def test_all_methods_compare_with_the_host(measured):
+    rows = compare([measured])
+    assert [row.method for row in rows] == list(METHODS)
+    assert rows[1].differences["uauc"].interval.mean == pytest.approx(
+        measured["trained_longer"].summary["uauc"] - measured["host"].summary["uauc"]
+    )
+
+
+def test_the_host_stays_as_it_is_under_an_editor(problem, trained):
+    for name, host in (("persona_frozen", problem.base_host()), ("persona_held_back", problem.early_host())):
+        model = trained[name].scorer
+        assert trained[name].result.best_epoch >= 0, "the editor learned something"
+        assert same(parameters(host), model.host.state_dict())
+        assert not same(parameters(problem.new_editor(host)), model.editor.state_dict())
+    assert not same(parameters(problem.base_host()), problem.early_host().state_dict())
+
+
+def test_fine_tuning_of_adaptive_layers_leaves_the_shared_ones(problem, trained):
+    base, tuned = problem.base_host(), trained["finetune_adaptive"].scorer.host
+    assert trained["finetune_adaptive"].result.best_epoch >= 0
+    for before, after in zip(base.shared_parameters(), tuned.shared_parameters(), strict=True):
+        assert torch.equal(before, after)
+    for before, after in zip(base.adaptive_parameters(), tuned.adaptive_parameters(), strict=True):
+        assert not torch.equal(before, after)
+
+
+def test_fine_tuning_of_everything_starts_at_the_host_and_changes_all(problem, trained):
+    base, tuned = problem.base_host(), trained["finetune_all"].scorer.host
+    assert trained["finetune_all"].result.best_epoch >= 0
+    for before, after in zip(base.parameters(), tuned.parameters(), strict=True):
+        assert not torch.equal(before, after)
+        assert (before - after).abs().max() < 0.5
+
+
+def test_duet_generates_the_adaptive_layers_over_zeros(problem, trained):
+    model = trained["duet"].scorer
+    assert all((p == 0).all() for p in model.host.adaptive_parameters())
+    assert model.editor.config.bound == "none"
+    assert model.editor.config.transfer == "none"
+    generated = model.edit(problem.validation.contexts.index_select(torch.arange(8)))
+    flat = generated.flat()
+    assert (flat.norm(dim=1) > 0.1).all()
+    assert (flat[0] - flat[1:]).norm(dim=1).max() > 1e-3, "another device gets other weights"
+
+
+def test_joint_training_moves_host_and_editor(problem, trained):
+    model = trained["persona_joint"].scorer
+    assert model.edit_dropout == SMALL.edit_dropout
+    assert not same(parameters(problem.new_host()), model.host.state_dict())
+    assert (model.edit(problem.validation.contexts).norm() > 0).all()
+
+
+def test_a_trained_host_knows_the_walks():
+    """Chance is .5; the next item is certain nine times out of ten."""
+    problem = Problem(walks(users=100), replace(SMALL, epochs=12, patience=12, dim=16))
+    assert problem.test.run(train_method("host", problem).scorer).summary["uauc"] > 0.85
+
+
+def test_the_held_back_editor_learns_what_the_host_could_not_see():
+    """Late in time all strides grow by three: only rows held back from the host show it."""
+    config = replace(SMALL, protocol="time", epochs=10, patience=10, dim=16)
+    problem = Problem(walks(users=100, events=14, turn=9), config)
+    host, edited = (problem.test.run(train_method(name, problem).scorer) for name in ("host", "persona_held_back"))
+    assert edited.summary["uauc"] > host.summary["uauc"] + 0.03
+
+
+@pytest.mark.parametrize("protocol", ["paper", "time"])
+def test_the_editor_learns_from_rows_that_its_host_has_not_seen(protocol):
+    problem = Problem(walks(), replace(SMALL, protocol=protocol))
+    split = problem.held_back
+    assert len(split.adapt) > 0
+    assert not set(split.adapt) & set(split.train)
+    assert set(problem.everything) == set(problem.split.train) | set(problem.split.adapt)
+    own_slice = len(problem.split.adapt) > 0
+    assert own_slice == (protocol == "time")
+    problem.early_host()
+    assert list(problem.host_results) == (["host"] if own_slice else ["host_early"])
+
+
+def test_hosts_of_a_problem_are_equal_and_independent(problem):
+    one, other = problem.base_host(), problem.base_host()
+    assert same(parameters(one), other.state_dict())
+    with torch.no_grad():
+        next(one.parameters()).add_(1.0)
+    assert same(parameters(other), problem.base_host().state_dict())
+
+
+def test_seeds_decide_the_start():
+    first, again, other = (Problem(walks(), replace(SMALL, seed=seed)) for seed in (0, 0, 1))
+    assert same(parameters(first.new_host()), again.new_host().state_dict())
+    assert not same(parameters(first.new_host()), other.new_host().state_dict())
+    host = first.new_host()
+    assert same(parameters(first.new_editor(host)), again.new_editor(host).state_dict())
+
+
+def test_an_unknown_method_is_answered_with_the_nearest(problem):
+    with pytest.raises(ConfigError, match="unknown method 'persona_heldback': did you mean 'persona_held_back'"):
+        train_method("persona_heldback", problem)
+
+
+def checkpoints(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def test_what_was_trained_and_measured_is_taken_from_the_folder(tmp_path):
+    notes = []
+    first = measure(Problem(walks(), SMALL, folder=tmp_path), "persona_frozen")
+    before = checkpoints(tmp_path)
+    assert len(before) == 3  # host, editor, result
+    again = Problem(walks(), SMALL, folder=tmp_path, on_epoch=lambda *note: notes.append(note))
+    assert equal(measure(again, "persona_frozen"), first)
+    assert notes == [], "measuring again does not even open the training"
+    train_method("persona_frozen", again)
+    assert [(name, row["epoch"]) for name, row in notes] == [
+        ("host", 0.0),
+        ("host", 1.0),
+        ("persona_frozen", 0.0),
+        ("persona_frozen", 1.0),
+    ]
+    assert checkpoints(tmp_path) == before, "the epochs were replayed, not trained"
+    assert train_method("host", again).result.seconds > 0, "the time of the training, not of reading it"
+
+
+def equal(one: Measured, other: Measured) -> bool:
+    """Bit for bit, but for the time it took."""
+    assert one.per_unit.keys() == other.per_unit.keys()
+    for name, values in one.per_unit.items():
+        np.testing.assert_array_equal(values, other.per_unit[name])
+    np.testing.assert_array_equal(one.units, other.units)
+    assert one.summary == other.summary
+    return (one.method, one.epochs, one.best_epoch, list(one.history)) == (
+        other.method,
+        other.epochs,
+        other.best_epoch,
+        list(other.history),
+    )
+
+
+def test_settings_of_the_editor_share_the_host(tmp_path):
+    folders, edited = set(), set()
+    for change in ({}, {"transfer": "none"}, {"mode": "joint"}, {"width": 4}, {"editor_learning_rate": 0.1}):
+        problem = Problem(walks(), replace(SMALL, **change), folder=tmp_path)
+        measure(problem, "host")
+        folders.add(problem.folder_of("host"))
+        edited.add(problem.folder_of("persona_frozen"))
+        assert problem.folder_of("duet") == problem.folder_of("persona_frozen")
+        assert read_json(problem.folder_of("duet") / "settings.json") == problem.config.editor_settings()
+    [folder] = folders
+    assert len(edited) == 4, "the mode is part of a method's name, not of its settings"
+    assert len(list(tmp_path.rglob("checkpoint.safetensors"))) == 1, "one host was trained"
+    assert read_json(folder / "settings.json") == {"data": walks().digest, **SMALL.host_settings()}
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"epochs": 3}, {"protocol": "time"}, {"dim": 4}, {"negatives": 2}])
+def test_other_settings_or_other_data_have_their_own_place(change, tmp_path):
+    here = Problem(walks(), SMALL, folder=tmp_path).folder_of("host")
+    assert Problem(walks(), replace(SMALL, **change), folder=tmp_path).folder_of("host") != here
+    assert Problem(walks(seed=1), SMALL, folder=tmp_path).folder_of("host") != here
+    assert Problem(walks(), SMALL, folder=tmp_path).folder_of("host") == here
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem = Problem(walks(), SMALL)
+    assert problem.folder_of("host") is None
+    measure(problem, "finetune_adaptive")
+    assert list(tmp_path.iterdir()) == []
+
+
+COMPARISON = """
+import sys
+from pathlib import Path
+from persona import runtime
+runtime.configure()
+from recsys.baselines import Problem, measure
+from tests.recsys.test_baselines import KILLED
+from tests.recsys.toy import SMALL, walks
+problem = Problem(walks(), SMALL, folder=Path(sys.argv[1]), on_epoch=lambda *note: print(*note, flush=True))
+for method in KILLED:
+    measure(problem, method)
+"""
+KILLED = ("host", "finetune_all", "persona_held_back")
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_goes_on_to_the_same_numbers(tmp_path, measured):
+    for epochs in (1, 6):  # in the host's second epoch; in the middle of a later method, after what was replayed
+        command = [sys.executable, "-c", COMPARISON, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        lines = [process.stdout.readline() for _ in range(epochs)]
+        process.kill()
+        assert process.wait() == -9
+        process.stdout.close()
+        assert all(lines), "it was still at work"
+    done = checkpoints(tmp_path)
+    assert done
+    problem = Problem(walks(), SMALL, folder=tmp_path)
+    for name in KILLED:
+        assert equal(measure(problem, name), measured[name])
