@@ -88,5 +88,5 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}): give the path of a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or no UTF-8
         raise ConfigError(f"{file} is not valid TOML ({error}): write one `name = value` a line") from error
