@@ -40,7 +40,7 @@ def test_every_setting_is_an_option_with_help_and_default(command):
         assert "``" not in text
         assert default == f"{setting.default}]"
         assert option.default is None, "not given is not the same as the default"
-        assert option.bare_type is type(setting.default)
+        assert option.type_descriptor.annotation is type(setting.default)
 
 
 def test_help_shows_every_setting_with_its_default(capsys):
