@@ -1,0 +1,163 @@
+"""Serving levels: how much of an edit a device receives, from nothing to all of it.
+
+    level      the device applies                                   on the wire
+    host       nothing                                              0 bytes
+    prototype  P_j                                                  1 byte
+    basis      P_j + the remaining edit in the shared basis, int8   at most 64 bytes (see ``message``)
+    low_rank   P_j + the remaining edit at a low rank, int8         an encoded edit
+    full       E(x)                                                 an encoded edit, float32
+
+Every level is unbounded first and bounded last, so that all of them approach the same edit.
+
+Shapes: B devices, L layers, d code width, m coefficients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from persona.edit_format import decode_edit, encode_edit
+from persona.editor import ParameterEditor
+from persona.edits import Edit
+from persona.errors import ConfigError
+from persona.prototypes.algebra import inner, to_dtype
+from persona.prototypes.assign import Assigner
+from persona.prototypes.bank import PrototypeBank
+from persona.prototypes.message import (
+    MAX_COEFFICIENTS,
+    check_level,
+    encode_edits,
+    encode_remainders,
+    message_bytes,
+    quantise_coefficients,
+)
+from persona.prototypes.metric import HeadMetric
+
+
+class Server:
+    """Codes in, the edits and messages of a level out.
+
+    Args:
+        editor: that makes the codes.
+        bank: made with this editor.
+        coefficients: of the basis level; by default as many as the basis and a message hold.
+        rank: of the low-rank level.
+
+    Raises:
+        MismatchError: the bank was made with another host or editor.
+        ConfigError: more coefficients than the basis and a message hold, or rank below 1.
+
+    Example::
+
+        server = Server(editor, bank)
+        edit = server.edit(editor.codes(context, lengths), "basis")
+    """
+
+    def __init__(
+        self, editor: ParameterEditor, bank: PrototypeBank, *, coefficients: int | None = None, rank: int = 1
+    ) -> None:
+        metric = HeadMetric(editor)
+        bank.check(metric)
+        most = min(MAX_COEFFICIENTS, len(bank.basis))
+        self.editor, self.bank, self.rank = editor, bank, rank
+        self.coefficients_sent = most if coefficients is None else coefficients
+        if not 0 <= self.coefficients_sent <= most:
+            raise ConfigError(f"0 to {most} coefficients can be sent with this bank, not {coefficients}")
+        if rank < 1:
+            raise ConfigError(f"the rank of a remaining edit has to be at least 1, not {rank}")
+        self.assigner = Assigner(metric, bank.prototypes)
+        directions = to_dtype(bank.basis.directions[slice(self.coefficients_sent)], torch.float64)
+        # <R, B_i> = <M z, B_i> - <Q_j, B_i>, so coefficients come from codes without an edit written out.
+        self._projected = metric.project(directions).flatten(1).mT
+        self._start = inner(self.assigner.offset, directions).sum(-1)
+
+    def assign(self, codes: Tensor) -> Tensor:
+        """(B, L, d) -> (B,) index of the nearest prototype."""
+        return self.assigner(codes).prototypes
+
+    def coefficients(self, codes: Tensor, prototypes: Tensor) -> Tensor:
+        """(B, L, d) and (B,) -> (B, m) remaining edits along the basis, float64."""
+        return codes.double().flatten(1) @ self._projected - self._start[prototypes]
+
+    def edit(self, codes: Tensor, level: str) -> Edit:
+        """(B, L, d) -> the bounded edit that each device applies at a level: what it decodes, rounding included.
+
+        Raises:
+            ConfigError: unknown level.
+        """
+        check_level(level)
+        if level == "host":
+            return Edit.zeros(self.editor.specs, len(codes), self.bank.host)
+        if level == "full":
+            return self.editor.bounded(self.editor.unbounded(codes))
+        prototypes = self.assign(codes)
+        if level == "prototype":
+            return self.bank.prototype(prototypes)
+        remaining = self._basis(codes, prototypes) if level == "basis" else self._low_rank(codes, prototypes)
+        return self.bank.bounded(to_dtype(self.bank.prototypes[prototypes] + remaining, torch.float32))
+
+    def messages(self, codes: Tensor, level: str) -> list[bytes]:
+        """(B, L, d) -> what is sent to each device at a level.
+
+        Raises:
+            ConfigError: unknown level.
+        """
+        check_level(level)
+        if level == "host":
+            return [b""] * len(codes)
+        if level == "full":
+            edits = self.editor.unbounded(codes).detach()
+            return [encode_edit(edits[i]) for i in range(len(codes))]
+        prototypes = self.assign(codes)
+        if level == "prototype":
+            return [bytes([j]) for j in prototypes.tolist()]
+        if level == "basis":
+            return encode_remainders(self.bank, prototypes, self.coefficients(codes, prototypes))
+        return encode_edits(self.bank, prototypes, self._remaining(codes, prototypes).low_rank(self.rank))
+
+    def payload_bytes(self, level: str) -> int:
+        """Bytes to one device at a level; for encoded edits, those of the first prototype's."""
+        if level == "basis":
+            return message_bytes(self.coefficients_sent)
+        return len(self.messages(self.bank.centres[:1].float(), level)[0])
+
+    def energy(self, codes: Tensor, level: str) -> tuple[Tensor, Tensor]:
+        """(B, L, d) -> (B,) energy ||R||^2 of the remaining edits, and (B,) what a level leaves of it.
+
+        Unbounded; ``host`` is measured like any level, so it may leave more than there is.
+        """
+        check_level(level)
+        nearest = self.assigner(codes)
+        whole = nearest.distances.square()
+        if level == "full":
+            return whole, torch.zeros_like(whole)
+        if level == "prototype":
+            return whole, whole
+        if level == "host":
+            return whole, to_dtype(self.editor.unbounded(codes).detach(), torch.float64).norm().square()
+        if level == "basis":
+            exact = self.coefficients(codes, nearest.prototypes)
+            steps, scales = quantise_coefficients(exact)
+            rounding = (steps.double() * scales.double().unsqueeze(1) - exact).square().sum(1)
+            return whole, (whole - exact.square().sum(1)).clamp_min(0) + rounding
+        left = self._remaining(codes, nearest.prototypes) - self._low_rank(codes, nearest.prototypes)
+        return whole, left.norm().square().double()
+
+    def energy_kept(self, codes: Tensor, level: str) -> float:
+        """Share of the devices' remaining-edit energy that a level keeps: 0 at ``prototype``, 1 at ``full``."""
+        whole, left = self.energy(codes, level)
+        total = float(whole.sum())
+        return 1.0 - float(left.sum()) / total if total > 0 else 1.0
+
+    def _remaining(self, codes: Tensor, prototypes: Tensor) -> Edit:
+        return self.editor.unbounded(codes).detach() - self.bank.prototypes[prototypes]
+
+    def _basis(self, codes: Tensor, prototypes: Tensor) -> Edit:
+        steps, scales = quantise_coefficients(self.coefficients(codes, prototypes))
+        # Rounded as ``decode_remainder`` rounds, so that this is the edit a device makes of its message.
+        sent = (steps.double() * scales.double().unsqueeze(1)).float()
+        return self.bank.basis.edits(sent)
+
+    def _low_rank(self, codes: Tensor, prototypes: Tensor) -> Edit:
+        return decode_edit(encode_edit(self._remaining(codes, prototypes).low_rank(self.rank), "int8"))
