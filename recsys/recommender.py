@@ -26,7 +26,15 @@ from torch import Tensor
 from persona.editor import EditorConfig, ParameterEditor
 from persona.edits import Edit
 from persona.errors import ConfigError, DataError, FormatError, MismatchError, nearest
-from persona.storage import atomic_folder, digest_tensors, load_tensors, read_json, save_tensors, write_json
+from persona.storage import (
+    atomic_folder,
+    digest_json,
+    digest_tensors,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from recsys.batches import Context
 from recsys.columns import ITEM, TITLE
 from recsys.hosts import Host, HostConfig, make_host
@@ -36,6 +44,8 @@ from recsys.personalised import Personalised
 FORMAT = "persona-recsys-bundle"
 FORMAT_VERSION = 1
 LEVELS = ("host", "edit")
+
+HEADER, HOST, EDITOR, ITEMS = "bundle.json", "host.safetensors", "editor.safetensors", "items.parquet"
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,8 @@ class Recommender:
             raise ConfigError(f"unknown level {level!r}: {nearest(level, LEVELS)}")
         if k < 1:
             raise ConfigError(f"k is {k}, but at least one item has to be asked for")
+        if not histories:
+            return []
         known, unknown = self.known_items(histories)
         context = self.context(known)
         edit = self.edit(context) if level == "edit" else None
@@ -155,7 +167,7 @@ class Recommender:
         return [
             Recommendation(
                 items=self._ranked(scores[row], k),
-                level=level if items else "host",
+                level="edit" if items and edit is not None else "host",
                 unknown=unknown[row],
                 edit_norm=float(norms[row]) if items else 0.0,
             )
@@ -175,10 +187,16 @@ class Recommender:
         return Context.from_lists(known, self.model.host.config.max_length)
 
     def known_items(self, histories: Sequence[Sequence[Any]]) -> tuple[list[list[int]], list[list[Any]]]:
-        """Item indices of each history, and the ids in it that the vocabulary does not have."""
+        """Item indices of each history, and the ids in it that the vocabulary does not have.
+
+        Raises:
+            DataError: a history is a text, whose letters would pass for ids.
+        """
         known: list[list[int]] = []
         unknown: list[list[Any]] = []
         for history in histories:
+            if isinstance(history, str):
+                raise DataError(f"a history is a list of item ids, not the text {history!r}: give [{history!r}]")
             found = [(given, self.index.get(canonical_id(given))) for given in history]
             known.append([index for _, index in found if index is not None])
             unknown.append([given for given, index in found if index is None])
@@ -188,19 +206,21 @@ class Recommender:
         """Write the bundle; the folder appears at once or not at all."""
         editor = self.model.editor
         with atomic_folder(Path(folder)) as new:
-            save_tensors(new / "host.safetensors", self.model.host.state_dict(), {"digest": self.host_digest})
+            save_tensors(new / HOST, self.model.host.state_dict(), {"host": self.host_digest})
             if editor is not None:
-                save_tensors(new / "editor.safetensors", editor.state_dict(), {"host": self.host_digest})
+                save_tensors(new / EDITOR, editor.state_dict(), {"host": self.host_digest})
             items = {ITEM: self.item_ids} | ({} if self.titles is None else {TITLE: self.titles})
-            pl.DataFrame(items).write_parquet(new / "items.parquet")
+            pl.DataFrame(items).write_parquet(new / ITEMS)
             write_json(
-                new / "bundle.json",
+                new / HEADER,
                 {
                     "format": FORMAT,
                     "version": FORMAT_VERSION,
                     "host": self.model.host.config.as_dict(),
                     "editor": None if editor is None else editor.config.as_dict(),
                     "host_digest": self.host_digest,
+                    "editor_digest": None if editor is None else digest_tensors(editor.state_dict()),
+                    "items_digest": digest_json(items),
                     "info": self.info,
                 },
             )
@@ -210,28 +230,21 @@ class Recommender:
         """Read what ``save`` wrote.
 
         Raises:
-            FormatError: the folder is missing, damaged, or of a version that this release cannot read.
-            MismatchError: host and editor of the folder do not belong together.
+            DataError: there is no bundle in the folder.
+            FormatError: the bundle is damaged, or of a version that this release cannot read.
+            MismatchError: files of the folder belong to different bundles.
         """
         folder = Path(folder)
         header = _read_header(folder)
-        host = make_host(HostConfig.from_dict(header["host"]))
-        _load_state(host, folder / "host.safetensors")
-        if host_digest(host) != header["host_digest"]:
-            raise FormatError(f"{folder / 'host.safetensors'} is damaged (its digest differs): fetch the bundle again")
+        host, config = _built(header, folder / HEADER)
+        of_host = header["host_digest"]
+        _load_state(host, folder / HOST, of_host, of_host)
         editor = None
-        if header["editor"] is not None:
-            config = EditorConfig.from_dict(header["editor"])
-            editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), header["host_digest"])
-            made_for = _load_state(editor, folder / "editor.safetensors").get("host")
-            if made_for != header["host_digest"]:
-                raise MismatchError(f"{folder}: the editor was trained for another host; fetch the bundle again")
-        try:
-            items = pl.read_parquet(folder / "items.parquet")
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise FormatError(f"{folder / 'items.parquet'} cannot be read: fetch the bundle again") from error
-        titles = items[TITLE].to_list() if TITLE in items.columns else None
-        return cls(Personalised(host, editor), items[ITEM].to_list(), titles, header["info"])
+        if config is not None:
+            editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
+            _load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
+        items = _read_items(folder / ITEMS, header["items_digest"])
+        return cls(Personalised(host, editor), items[ITEM], items.get(TITLE), header["info"])
 
     def _ranked(self, scores: Tensor, k: int) -> list[Ranked]:
         top = scores.topk(min(k, len(self.item_ids)))
@@ -248,24 +261,50 @@ def host_digest(host: Host) -> str:
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
-    if not (folder / "bundle.json").is_file():
-        raise DataError(f"{folder} holds no bundle (no bundle.json): run `persona recsys release` first")
-    header: dict[str, Any] = read_json(folder / "bundle.json")
-    if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
+    path = folder / HEADER
+    if not path.is_file():
+        raise DataError(f"{folder} holds no bundle (no {HEADER}): run `persona recsys release` first")
+    header = read_json(path)
+    found = header if isinstance(header, dict) else {}
+    if found.get("format") != FORMAT or found.get("version") != FORMAT_VERSION:
         raise FormatError(
-            f"{folder} has format {header.get('format')!r} version {header.get('version')!r}, but {FORMAT!r} version "
+            f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
             f"{FORMAT_VERSION} is needed: release the bundle again"
         )
-    missing = {"host", "editor", "host_digest", "info"} - header.keys()
+    missing = {"host", "editor", "host_digest", "editor_digest", "items_digest", "info"} - found.keys()
     if missing:
-        raise FormatError(f"{folder / 'bundle.json'} lacks {min(missing)!r}: release the bundle again")
-    return header
+        raise FormatError(f"{path} lacks {min(missing)!r}: release the bundle again")
+    return found
 
 
-def _load_state(module: torch.nn.Module, path: Path) -> dict[str, Any]:
+def _built(header: Mapping[str, Any], path: Path) -> tuple[Host, EditorConfig | None]:
+    """The host, yet without its parameters, and the settings of its editor."""
+    try:
+        host = make_host(HostConfig.from_dict(header["host"]))
+        return host, None if header["editor"] is None else EditorConfig.from_dict(header["editor"])
+    except (ConfigError, TypeError) as error:
+        raise FormatError(f"{path} has settings that make no model ({error}): release the bundle again") from error
+
+
+def _load_state(module: torch.nn.Module, path: Path, host: str, digest: str) -> None:
+    """Fill ``module`` with the parameters of this ``digest``, which belong to the host with the digest ``host``."""
     tensors, header = load_tensors(path)
+    if header.get("host") != host:
+        raise MismatchError(f"{path} belongs to another host than the rest of its bundle: fetch the bundle again")
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise FormatError(f"{path} does not fit the settings of its bundle: fetch the bundle again") from error
-    return header
+    if digest_tensors(tensors) != digest:
+        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
+
+
+def _read_items(path: Path, digest: str) -> dict[str, list[str]]:
+    """Ids, and titles where there are any."""
+    try:
+        items = pl.read_parquet(path).to_dict(as_series=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise FormatError(f"{path} cannot be read: fetch the bundle again") from error
+    if digest_json(items) != digest:
+        raise FormatError(f"{path} is damaged, or of another bundle (its digest differs): fetch the bundle again")
+    return items
