@@ -110,7 +110,7 @@ class Recommender:
     @cached_property
     def item_vectors(self) -> Tensor:
         """(V + 1, d) target vectors, which no edit changes."""
-        with torch.no_grad():
+        with torch.inference_mode():
             return self.model.host.item_vectors()
 
     def recommend(
@@ -136,7 +136,7 @@ class Recommender:
         """
         return self.recommend_many([history], k, level=level, exclude=[exclude], seen=seen)[0]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def recommend_many(
         self,
         histories: Sequence[Sequence[Any]],
@@ -177,8 +177,8 @@ class Recommender:
     def edit(self, context: Context) -> Edit | None:
         """The edit of every row; rows without a history get none (a zero edit). ``None`` if there is no editor."""
         edit = self.model.edit(context)
-        if edit is None:
-            return None
+        if edit is None or bool((context.lengths > 0).all()):
+            return edit
         personal = (context.lengths > 0).float()
         return edit.map(lambda t: t * personal.reshape(-1, *[1] * (t.ndim - 1)))
 
