@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def uninstall(*packages: str) -> str:
 
 def _uv() -> tuple[str, str]:
     """The installer of this environment and how it is told which one; environments made by uv have no pip."""
-    if find_spec("pip"):
+    if any(distributions(name="pip")):
         return f"{sys.executable} -m pip", ""
     own = Path(sys.prefix).parent / ".uv" / "bin" / "uv"
     return f"{own if own.exists() else 'uv'} pip", f"--python {sys.executable} "
