@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from persona.errors import ConfigError, DataError
+from persona.errors import DataError
 from recsys.recommender import Recommender
 
 MODEL = "persona-recsys"
 CANDIDATE = "candidate"
 EXAMPLE_LENGTH = 5
-# What a server of the model needs; the code itself travels with it.
-REQUIREMENTS = ("torch", "torchrec", "fbgemm-gpu-cpu", "safetensors", "polars", "numpy", "pandas")
+# What a server of the model needs besides fbgemm; the code itself travels with it.
+REQUIREMENTS = ("torch", "torchrec", "safetensors", "polars", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metri
         code_paths=[str(root / "persona"), str(root / "recsys")],
         signature=_signature(),
         input_example=example,
-        pip_requirements=[f"{package}=={_version(package)}" for package in REQUIREMENTS],
+        pip_requirements=_requirements(),
         registered_model_name=MODEL,
     )
     client = mlflow.MlflowClient()
@@ -73,15 +73,10 @@ def download(uri: str) -> Path:
     raise DataError(f"{uri} holds no bundle of this project: name a version of {MODEL}")
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        if package == "fbgemm-gpu-cpu":
-            raise ConfigError("fbgemm-gpu-cpu is not installed: run `persona doctor`") from None
-        raise
+def _requirements() -> list[str]:
+    """What is needed, as it is installed here: fbgemm is one package for CPUs, and another one for GPUs."""
+    fbgemm = [name.replace("_", "-") for name in packages_distributions()["fbgemm_gpu"]]
+    return [f"{name}=={version(name)}" for name in (*REQUIREMENTS, *fbgemm)]
 
 
 def _signature() -> Any:
