@@ -205,13 +205,21 @@ def log_params(params: Mapping[str, Any]) -> None:
     wanted = {_key(key): _cut(str(value)) for key, value in _flatten(params)}
     known = client.get_run(run_id).data.params
     for key, value in wanted.items():
-        if known.get(key, value) != value:
+        if not _same(known.get(key, value), value):
             raise ConfigError(
                 f"the run was started with {key} = {known[key]}, not {value}: start a new one to change it"
             )
     new = [Param(key, value) for key, value in wanted.items() if key not in known]
     for batch in _batches(new, PARAMS_PER_BATCH):
         client.log_batch(run_id, params=batch)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two spellings are one value: ``mlflow run -P tau=1`` logs 1 before the settings log 1.0."""
+    try:
+        return one == other or float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def log_metrics_batch(metrics: Mapping[str, float], step: int = 0) -> None:
