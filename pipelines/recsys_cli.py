@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from pipelines.options import with_settings
 if TYPE_CHECKING:
     from pipelines import recsys_steps
     from pipelines.cells import Notify
+    from pipelines.recsys_steps import OnEpoch
     from pipelines.workspace import Workspace
     from recsys.config import RecsysConfig
 
@@ -123,7 +125,7 @@ def release(
     steps, out = _start(as_json)
     space = _workspace(work)
     settings = space.settings(given, config)
-    with _epochs("release", settings) as on_epoch:
+    with _epochs(settings) as on_epoch:
         released = steps.release(settings, space, on_epoch)
     _say_released(released, out)
     out.result(released)
@@ -195,13 +197,14 @@ def run(
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
     tracking.connect(steps.EXPERIMENT)
     with tracking.run("recsys", tags={"step": "run"}) as active:
+        tracking.log_params({"source": data, **settings.as_dict()})
         prepared = steps.prepare(data, space, columns=columns, min_events=min_events, baskets=baskets)
         for line in prepared.understood:
             out.say(line)
         comparisons = _evaluate(space, settings, chosen, _split(methods), seeds, jobs)
         for comparison in comparisons:
             _show(comparison, out)
-        with _epochs("release", settings) as on_epoch:
+        with _epochs(settings) as on_epoch:
             released = steps.release(replace(settings, protocol=chosen[0]), space, on_epoch)
         _say_released(released, out)
         shown = user or steps.latest_user(space)
@@ -272,7 +275,7 @@ def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as
     steps, out = _start(as_json)
     space = _workspace(work)
     settings = space.settings(given, config)
-    with _epochs(step, settings) as on_epoch:
+    with _epochs(settings) as on_epoch:
         result = getattr(steps, step)(settings, space, on_epoch)
     out.table(
         f"{result.name}: {result.epochs} epochs, best {result.best_epoch}",
@@ -283,9 +286,18 @@ def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as
 
 
 @contextmanager
-def _epochs(description: str, settings: RecsysConfig) -> Iterator[Any]:
-    with console.progress(description, settings.epochs) as advance:
-        yield lambda name, metrics: advance(note=f"{name} {settings.monitor} {metrics[settings.monitor]:.4f}")
+def _epochs(settings: RecsysConfig) -> Iterator[OnEpoch]:
+    """A bar for every training of a step, host or editor; early stopping ends it before its end."""
+    bars: dict[str, console.Advance] = {}
+    with ExitStack() as stack:
+
+        def on_epoch(training: str, metrics: dict[str, float]) -> None:
+            if training not in bars:
+                stack.close()
+                bars[training] = stack.enter_context(console.progress(training, settings.epochs))
+            bars[training](note=f"{settings.monitor} {metrics[settings.monitor]:.4f}")
+
+        yield on_epoch
 
 
 def _evaluate(
@@ -363,7 +375,10 @@ def _show_before_after(user: str, answers: dict[str, recsys_steps.Answer], out: 
     out.table(
         f"Ten items for user {user}: before and after their last five events",
         ["rank", "before", "after", ""],
-        [[i, b, a, "new" if a in new else ""] for i, (b, a) in enumerate(zip(before, after, strict=True), start=1)],
+        [
+            [i, b, a, "new" if a in new else ""]
+            for i, (b, a) in enumerate(zip_longest(before, after, fillvalue=""), start=1)
+        ],
     )
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from persona.comparison import Measured, Row, compare
-from persona.errors import ConfigError, DataError
+from persona.errors import ConfigError, DataError, nearest
 from persona.storage import read_json, write_json
 from persona.training import FitResult
 from pipelines import cells, figures, registry, tracking
 from pipelines.workspace import Workspace
 from recsys import catalogue
-from recsys.baselines import METHODS, Problem, measure, train_method
+from recsys.baselines import METHODS, Problem, Trained, measure, train_method
 from recsys.config import RecsysConfig
 from recsys.log import read_log
 from recsys.metrics import metric_name
@@ -65,24 +65,24 @@ def prepare(
         baskets: whether events of one user at one time are a set; found out by default.
     """
     named = {role: column for role, column in (columns or {}).items() if column is not None}
-    log = read_log(source, **named) if named else catalogue.resolve(source)
-    data = build_sequences(log, min_user_events=min_events, min_item_events=min_events, baskets=baskets)
-    data.save(work.prepared)
-    result = Prepared(
+    tracking.connect(EXPERIMENT)
+    with tracking.run("prepare", tags={"step": "prepare"}):
+        tracking.log_params({"source": source, "min_events": min_events})
+        log = read_log(source, **named) if named else catalogue.resolve(source)
+        data = build_sequences(log, min_user_events=min_events, min_item_events=min_events, baskets=baskets)
+        data.save(work.prepared)
+        tracking.log_params({"data_digest": data.digest})
+        tracking.log_metrics_batch({"users": data.n_users, "items": data.n_items, "events": data.n_events})
+        tracking.log_json(data.meta, "data/report.json")
+        _log_data(data, source)
+    return Prepared(
         data.n_users,
         data.n_items,
         data.n_events,
         data.baskets,
         data.digest,
-        [*log.report.lines(), data.meta["baskets"]],
+        [*log.report.lines(), f"baskets {data.meta['baskets']}"],
     )
-    tracking.connect(EXPERIMENT)
-    with tracking.run("prepare", tags={"step": "prepare"}):
-        tracking.log_params({"source": source, "min_events": min_events, "data_digest": data.digest})
-        tracking.log_metrics_batch({"users": data.n_users, "items": data.n_items, "events": data.n_events})
-        tracking.log_json(data.meta, "data/report.json")
-        _log_data(data, source)
-    return result
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,11 @@ def evaluate(
     """
     protocols = list(protocols) or [config.protocol]
     chosen = with_host(methods)
-    work.data()
     todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
     tracking.connect(EXPERIMENT)
     with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
-        tracking.log_params({**config.as_dict(), "seeds": seeds, "methods": ",".join(chosen)})
+        tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
+        work.data()  # says what to do where there is none, before any process is started
         measured = cells.measure_cells(todo, jobs, notify)
         comparisons = []
         for protocol in protocols:
@@ -190,20 +190,16 @@ class Released:
 
 def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> Released:
     """Pack host and editor as a bundle, register it in MLflow and call it the candidate."""
-    data = work.data()
-    problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
     method = f"persona_{config.mode}"
-    measured = {name: measure(problem, name) for name in ("host", method)}
-    model = train_method(method, problem).scorer
-    assert isinstance(model, Personalised)
-    metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
-    info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": data.digest, "parent": None}
-    titles = None if data.titles is None else data.titles.to_list()
-    recommender = Recommender(model, data.item_ids.to_list(), titles, info)
-    recommender.save(work.bundle)
     tracking.connect(EXPERIMENT)
     with tracking.run("release", tags={"step": "release"}):
         tracking.log_params(config.as_dict())
+        data = work.data()
+        problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
+        measured = {name: measure(problem, name) for name in ("host", method)}
+        metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
+        recommender = _pack(train_method(method, problem), data, config, metrics)
+        recommender.save(work.bundle)
         tracking.log_metrics_batch(metrics)
         tags = {
             "host": config.host,
@@ -219,6 +215,14 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         registered = registry.register(work.bundle, recommender, tags, metrics)
     work.remember(config)
     return Released(work.bundle, registered, recommender.host_digest, metrics)
+
+
+def _pack(trained: Trained, data: SequenceData, config: RecsysConfig, metrics: dict[str, float]) -> Recommender:
+    """The trained model with the vocabulary of its data."""
+    assert isinstance(trained.scorer, Personalised)
+    info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": data.digest, "parent": None}
+    titles = None if data.titles is None else data.titles.to_list()
+    return Recommender(trained.scorer, data.item_ids.to_list(), titles, info)
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,7 @@ def recommend(
         data = work.data()
         history = [data.item_ids[int(i) - 1] for i in data.history_of(user)]
     assert history is not None
-    kept = list(history[: len(history) - drop_last]) if drop_last else list(history)
+    kept = list(history[: max(0, len(history) - drop_last)])
     return Answer(kept, recommender.recommend(kept, k, level=level))
 
 
@@ -291,10 +295,10 @@ def _train_step(
     train: Callable[[Problem], tuple[str, FitResult]],
     on_epoch: OnEpoch | None,
 ) -> TrainedStep:
-    problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
     tracking.connect(EXPERIMENT)
     with tracking.run(name, tags={"step": name}):
         tracking.log_params(config.as_dict())
+        problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
         training, result = train(problem)
         tracking.log_epochs(result.history, prefix=f"{training}/")
         curves = figures.learning_curves({training: result.history}, config.monitor, config.protocol)
@@ -341,8 +345,15 @@ def _gains(row: Row, protocol: str) -> dict[str, float]:
 
 
 def with_host(methods: Sequence[str]) -> list[str]:
-    """The methods asked for, all if none, with the host as their reference."""
-    chosen = list(methods) or list(METHODS)
+    """The methods asked for, all if none, each once, with the host as their reference.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    chosen = list(dict.fromkeys(methods)) or list(METHODS)
     return chosen if "host" in chosen else ["host", *chosen]
 
 
