@@ -39,7 +39,7 @@ class RecsysConfig:
         preset: ``paper`` (d = 32, T = 10) or ``modern`` (d = 64, T = 50).
         seed: of initialisation, order of rows, negatives and dropout.
         loss: ``bce`` (as published), ``sampled_softmax`` or ``gbce``.
-        negatives: sampled for every positive.
+        negatives: sampled for every positive; with ``sequences``, for every batch, and all items if that many or more.
         batch_size: rows (or sequences) a step.
         sequences: train the host on all positions of a sequence at once (GRU4Rec, SASRec).
         monitor: validation metric that selects epochs; under ``full`` a ranking metric such as ``ndcg_10``.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from persona.errors import ConfigError, nearest
 from recsys import losses
-from recsys.batches import Batch, Context
+from recsys.batches import Batch, Context, features
 from recsys.evaluation import Evaluation
 from recsys.hosts import SequentialHost
 from recsys.negatives import sample_negatives
@@ -27,6 +27,7 @@ from recsys.personalised import Personalised
 from recsys.sequences import SequenceData
 
 DRAWN_BATCHES = 64
+POOLED_BATCHES = 16
 LOSSES = ("bce", "sampled_softmax", "gbce")
 
 Int64Array = NDArray[np.int64]
@@ -145,7 +146,7 @@ class SequenceBatch:
 
 
 class SequenceObjective(_Validated):
-    """All positions of a window at once; every target meets the same N negatives of its batch.
+    """All positions of a window at once; every target meets the same N negatives of its batch (all items if N >= V).
 
     Every epoch cuts each user's training events into windows of T + 1 at a new offset, so that contexts of all lengths
     occur and no event is left out.
@@ -182,7 +183,8 @@ class SequenceObjective(_Validated):
         rng = np.random.default_rng([self.seed, epoch])
         width = self.host.config.max_length
         start, stop = self._windows(rng, width)
-        for rows in _blocks(rng.permutation(len(start)), self.config.batch_size):
+        for rows in self._similar(rng, stop - start):
+            width = int((stop - start)[rows].max()) - 1
             index = start[rows, None] + np.arange(width + 1)
             valid = index < stop[rows, None]
             items = np.where(valid, self.data.items[np.minimum(index, self.data.n_events - 1)], 0).astype(np.int64)
@@ -192,8 +194,21 @@ class SequenceObjective(_Validated):
             yield SequenceBatch(
                 Context(torch.from_numpy(history), torch.from_numpy(lengths)),
                 torch.from_numpy(np.where(trained, items, 0)[:, 1:]),
-                torch.from_numpy(rng.integers(1, self.data.n_items + 1, self.config.negatives)),
+                torch.from_numpy(self._negatives(rng)),
             )
+
+    def _similar(self, rng: np.random.Generator, sizes: Int64Array) -> Iterator[Int64Array]:
+        """Batches of windows of similar ``sizes``, in random order: padding would be most of a batch of mixed ones."""
+        for pool in _blocks(rng.permutation(len(sizes)), POOLED_BATCHES * self.config.batch_size):
+            batches = list(_blocks(pool[np.argsort(sizes[pool], kind="stable")], self.config.batch_size))
+            for i in rng.permutation(len(batches)):
+                yield batches[i]
+
+    def _negatives(self, rng: np.random.Generator) -> Int64Array:
+        """(N,) drawn items; where that many would be the catalogue, every item once, which makes the softmax exact."""
+        if self.config.negatives >= self.data.n_items:
+            return np.arange(1, self.data.n_items + 1)
+        return rng.integers(1, self.data.n_items + 1, self.config.negatives)
 
     def _windows(self, rng: np.random.Generator, width: int) -> tuple[Int64Array, Int64Array]:
         """Start and stop of every window that holds a target; neighbours share one event, target of one, context of the next."""
@@ -218,12 +233,14 @@ class SequenceObjective(_Validated):
 
     def loss(self, batch: SequenceBatch) -> Tensor:
         """Mean over all targets of the batch; a negative that is the target itself does not count."""
-        users = self.host.user_vectors(self.host.encode_sequence(batch.context))
+        users, vectors = self.host.forward_sequence(
+            features(batch.context, batch.targets), length=batch.context.items.shape[1]
+        )
         mask = batch.targets > 0
-        users, targets = users[mask], batch.targets[mask]
-        positive = (users * self.host.target_vectors(targets)).sum(-1)
+        users = users[mask]
+        positive = (users * vectors[mask]).sum(-1)
         negatives = users @ self.host.target_vectors(batch.negatives).T
-        clash = targets.unsqueeze(1) == batch.negatives
+        clash = batch.targets[mask].unsqueeze(1) == batch.negatives
         negatives = negatives.masked_fill(clash, torch.finfo(negatives.dtype).min / 2)
         return batch_loss(self.config, positive, negatives, self.data.n_items, None)
 

@@ -2,7 +2,7 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from persona import runtime
 
@@ -10,5 +10,7 @@ runtime.set_environment()
 runtime.configure(threads=1)
 
 # A busy machine is no failure, and the same commit gives the same verdict in continuous integration.
-settings.register_profile("persona", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile(
+    "persona", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("persona")

@@ -176,14 +176,17 @@ class Host(nn.Module, ABC):
         values: Tensor = self.embedding(jagged)[CANDIDATES].values()
         return values.view(*items.shape, self.config.dim)
 
-    def lookup(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One lookup of a batch: embedded history (B, T, d), its lengths (B,), embedded candidates (B, C, d)."""
+    def lookup(self, features: KeyedJaggedTensor, length: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """One lookup of a batch: embedded history (B, T, d), its lengths (B,), embedded candidates (B, C, d).
+
+        T is ``length``, the longest history of the batch, or ``max_length`` if it is not given.
+        """
         embedded = self.embedding(features)
         history, candidates = embedded[HISTORY], embedded[CANDIDATES]
         lengths, values = history.lengths(), candidates.values()
         rows = lengths.shape[0]
         return (
-            history.to_padded_dense(self.config.max_length),
+            history.to_padded_dense(length or self.config.max_length),
             lengths,
             values.view(rows, values.shape[0] // rows, self.config.dim),
         )

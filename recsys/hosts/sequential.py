@@ -67,12 +67,14 @@ class SequentialHost(Host):
         """
         return self.encode_positions(self.context_features(context))
 
-    def forward_sequence(self, features: KeyedJaggedTensor, edit: Edit | None = None) -> tuple[Tensor, Tensor]:
+    def forward_sequence(
+        self, features: KeyedJaggedTensor, edit: Edit | None = None, *, length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One lookup for all positions of a batch: user vectors (B, T, d) and target vectors (B, C, d).
 
-        The sequence-parallel training path. The candidates of a row are whatever the loss compares: next items, negatives.
+        The sequence-parallel training path; T as in ``lookup``. The candidates of a row are whatever the loss compares: next items, negatives.
         """
-        history, _, targets = self.lookup(features)
+        history, _, targets = self.lookup(features, length)
         return self.user_vectors(self.encode_positions(history), edit), self.project_targets(targets)
 
     def user_vectors(self, states: Tensor, edit: Edit | None = None) -> Tensor:
