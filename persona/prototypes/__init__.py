@@ -11,17 +11,17 @@ from persona.prototypes.assign import Assigner, Assignment
 from persona.prototypes.bank import MAX_PROTOTYPES, PrototypeBank, same_prototypes
 from persona.prototypes.bank_format import load_bank, save_bank
 from persona.prototypes.basis import EditBasis, fit_basis
-from persona.prototypes.forget import Forgotten, forget
-from persona.prototypes.kmeans import Clustering, ClusterSums, kmeans
+from persona.prototypes.clustering import Clustering, ClusterSums, kmeans
+from persona.prototypes.forgetting import Forgotten, forget
 from persona.prototypes.lineage import Lineage, VersionRecord
 from persona.prototypes.message import LEVELS, MAX_BYTES, MAX_COEFFICIENTS, message_bytes, receive
 from persona.prototypes.metric import SPACES, HeadMetric, editor_digest
 from persona.prototypes.partition import Partition, fit_bank
 from persona.prototypes.plan import RefineConfig
-from persona.prototypes.refine import Refinement, refine
+from persona.prototypes.refinement import Refinement, refine
 from persona.prototypes.selection import Candidate, Choice, adjusted_rand_index, choose_k
 from persona.prototypes.serving import Server
-from persona.prototypes.specialise import Specialised, specialise
+from persona.prototypes.specialisation import Specialised, specialise
 from persona.prototypes.user_statistics import UserStatistics, merge
 
 __all__ = [

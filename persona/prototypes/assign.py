@@ -90,5 +90,5 @@ class Assigner:
         """(N, K) squared distances, and (N, 1) the size of the numbers that made them."""
         self.metric.check_codes(codes)
         own = self.metric.square_norms(codes).sum(1, keepdim=True)
-        square = torch.addmm(self._square, codes.double().flatten(1), self._projected, alpha=-2).add_(own)
+        square = torch.addmm(self._square, codes.detach().double().flatten(1), self._projected, alpha=-2).add_(own)
         return square.clamp_min_(0), own + self._square.max()

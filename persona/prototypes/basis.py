@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from persona.edits import Edit
-from persona.errors import ConfigError, DataError
+from persona.errors import ConfigError
 from persona.prototypes.algebra import combine, inner, linear, to_dtype
 from persona.prototypes.assign import Assigner
 from persona.prototypes.metric import CHUNK, HeadMetric, roots
@@ -30,6 +30,8 @@ from persona.prototypes.metric import CHUNK, HeadMetric, roots
 _NEGLIGIBLE = 1e-10
 # Singular values of a root below this share of the largest are rounding (their squares were computed).
 _RANK = 1e-7
+# Remaining edits with a smaller share of the edits' energy are what float32 makes of none.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,18 @@ def fit_basis(
         metric: of the editor.
         prototypes: unbounded, batch K; a context's remaining edit is the smallest one.
         codes: (N, L, d) of the training contexts.
-        size: at most so many directions: fewer where the remaining edits span fewer.
+        size: at most so many directions: fewer where the remaining edits span fewer, none where nothing remains.
         weights: (N,) weights of the contexts.
 
     Raises:
         ConfigError: size below 1.
-        DataError: every context's edit is a prototype, so nothing remains.
     """
     if size < 1:
         raise ConfigError(f"a basis of {size} directions was asked for, but it needs at least 1")
     codes_at = metric.nearest_codes(prototypes)
     outside = metric.edits(codes_at) - to_dtype(linear(prototypes), torch.float64)
     outside_root = roots(inner(outside, outside).sum(-1))
+    whole = torch.zeros((), dtype=torch.float64, device=codes.device)
     moment = torch.zeros(2 * [codes_at[0].numel() + len(codes_at)], dtype=torch.float64, device=codes.device)
     assigner = Assigner(metric, prototypes)
     for start in range(0, len(codes), CHUNK):
@@ -85,14 +87,12 @@ def fit_basis(
         nearest = assigner(chunk).prototypes
         inside = metric.points(chunk.double() - codes_at[nearest])
         y = torch.cat([inside, outside_root.mT[nearest]], dim=1)
-        moment += y.mT @ (y if weights is None else y * weights[start : start + CHUNK].double().unsqueeze(1))
+        w = torch.ones(len(chunk), device=codes.device) if weights is None else weights[start : start + CHUNK]
+        moment += y.mT @ (y * w.double().unsqueeze(1))
+        whole += w.double() @ metric.square_norms(chunk).sum(1)
     energy, vectors = torch.linalg.eigh(moment)
     share = (energy / energy.clamp_min(0).sum().clamp_min(1e-300)).flip(0)[:size]
-    kept = share > _NEGLIGIBLE
-    if not kept.any():
-        raise DataError(
-            "the contexts leave no remaining edits to find directions in: use fewer prototypes than contexts"
-        )
+    kept = (share > _NEGLIGIBLE) & (energy.sum() > _ROUNDING * whole)
     directions = _edits(metric, outside, outside_root, vectors.flip(1).mT[:size][kept])
     return EditBasis(to_dtype(directions, torch.float32), share[kept])
 
@@ -100,7 +100,7 @@ def fit_basis(
 def _edits(metric: HeadMetric, outside: Edit, outside_root: Tensor, y: Tensor) -> Edit:
     """(m, L d + K) coordinates -> the edits they belong to (float64)."""
     layers, width = metric.shape
-    inside = y[:, : layers * width].reshape(-1, layers, width)
+    inside = y[:, : layers * width].reshape(len(y), layers, width)
     codes = torch.einsum("lij,nlj->nli", torch.linalg.pinv(metric.roots, rtol=_RANK), inside)
     weights = y[:, layers * width :] @ torch.linalg.pinv(outside_root, rtol=_RANK).mT
     return metric.shift(codes) + combine(outside, weights)

@@ -101,7 +101,7 @@ class Lineage:
         Raises:
             MismatchError: the bank belongs to another host, or its parent is not in this lineage.
         """
-        self._write(bank, statistics, report or {}, datetime.now(UTC).isoformat(timespec="seconds"))
+        self._write(bank, statistics, report or {}, datetime.now(UTC).isoformat(timespec="microseconds"))
         self._point(bank.version)
         return bank.version
 
@@ -164,7 +164,8 @@ class Lineage:
         while waiting:
             ready = next((r for r in waiting if not r.parent or r.parent in done), None)
             if ready is None:
-                lost = waiting[0]
+                known = done.keys() | {r.version for r in waiting}
+                lost = next((r for r in waiting if r.parent not in known), waiting[0])
                 raise FormatError(
                     f"version {lost.version[:12]} in {self.root} comes from {lost.parent[:12]}, which is missing: "
                     "restore that folder from a copy"

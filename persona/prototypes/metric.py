@@ -93,7 +93,7 @@ class HeadMetric:
 
     def shift(self, codes: Tensor) -> Edit:
         """(N, L, d) -> M z, the edit without its constant (float64)."""
-        codes = codes.double()
+        codes = codes.detach().double()
         layers: dict[str, LayerEdit] = {}
         for i, (name, layer) in enumerate(self.columns.layers.items()):
             weights = codes[:, i]
@@ -120,17 +120,19 @@ class HeadMetric:
         if space not in SPACES:
             raise ConfigError(f"unknown space {space!r}: {nearest(space, SPACES)}")
         if space == "codes":
-            return codes.flatten(1)
+            return codes.detach().flatten(1)
         points = torch.empty(len(codes), self.grams.shape[0] * self.grams.shape[1], dtype=codes.dtype)
         points = points.to(codes.device)
         for start in range(0, len(codes), CHUNK):
             rows = slice(start, start + CHUNK)
-            points[rows] = torch.einsum("lij,nlj->nli", self.roots, codes[rows].double()).flatten(1).to(codes.dtype)
+            points[rows] = (
+                torch.einsum("lij,nlj->nli", self.roots, codes[rows].detach().double()).flatten(1).to(codes.dtype)
+            )
         return points
 
     def square_norms(self, codes: Tensor) -> Tensor:
         """(N, L, d) -> (N, L) squared norms of M_l z_l."""
-        z = codes.double()
+        z = codes.detach().double()
         return (torch.einsum("nli,lij->nlj", z, self.grams) * z).sum(-1).clamp_min(0)
 
     def project(self, edit: Edit) -> Tensor:

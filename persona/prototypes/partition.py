@@ -18,7 +18,7 @@ from persona.errors import DataError
 from persona.prototypes.algebra import to_dtype
 from persona.prototypes.bank import PrototypeBank
 from persona.prototypes.basis import fit_basis
-from persona.prototypes.kmeans import kmeans
+from persona.prototypes.clustering import kmeans
 from persona.prototypes.metric import HeadMetric
 from persona.prototypes.user_statistics import UserStatistics
 

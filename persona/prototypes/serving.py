@@ -66,6 +66,7 @@ class Server:
             raise ConfigError(f"0 to {most} coefficients can be sent with this bank, not {coefficients}")
         if rank < 1:
             raise ConfigError(f"the rank of a remaining edit has to be at least 1, not {rank}")
+        self._precision = next(editor.parameters()).dtype
         self.assigner = Assigner(metric, bank.prototypes)
         directions = to_dtype(bank.basis.directions[slice(self.coefficients_sent)], torch.float64)
         # <R, B_i> = <M z, B_i> - <Q_j, B_i>, so coefficients come from codes without an edit written out.
@@ -78,7 +79,7 @@ class Server:
 
     def coefficients(self, codes: Tensor, prototypes: Tensor) -> Tensor:
         """(B, L, d) and (B,) -> (B, m) remaining edits along the basis, float64."""
-        return codes.double().flatten(1) @ self._projected - self._start[prototypes]
+        return codes.detach().double().flatten(1) @ self._projected - self._start[prototypes]
 
     def edit(self, codes: Tensor, level: str) -> Edit:
         """(B, L, d) -> the bounded edit that each device applies at a level: what it decodes, rounding included.
@@ -90,7 +91,7 @@ class Server:
         if level == "host":
             return Edit.zeros(self.editor.specs, len(codes), self.bank.host)
         if level == "full":
-            return self.editor.bounded(self.editor.unbounded(codes))
+            return self.editor.bounded(self._exact(codes))
         prototypes = self.assign(codes)
         if level == "prototype":
             return self.bank.prototype(prototypes)
@@ -107,7 +108,7 @@ class Server:
         if level == "host":
             return [b""] * len(codes)
         if level == "full":
-            edits = self.editor.unbounded(codes).detach()
+            edits = self._exact(codes)
             return [encode_edit(edits[i]) for i in range(len(codes))]
         prototypes = self.assign(codes)
         if level == "prototype":
@@ -120,7 +121,7 @@ class Server:
         """Bytes to one device at a level; for encoded edits, those of the first prototype's."""
         if level == "basis":
             return message_bytes(self.coefficients_sent)
-        return len(self.messages(self.bank.centres[:1].float(), level)[0])
+        return len(self.messages(self.bank.centres[:1], level)[0])
 
     def energy(self, codes: Tensor, level: str) -> tuple[Tensor, Tensor]:
         """(B, L, d) -> (B,) energy ||R||^2 of the remaining edits, and (B,) what a level leaves of it.
@@ -135,7 +136,7 @@ class Server:
         if level == "prototype":
             return whole, whole
         if level == "host":
-            return whole, to_dtype(self.editor.unbounded(codes).detach(), torch.float64).norm().square()
+            return whole, to_dtype(self._exact(codes), torch.float64).norm().square()
         if level == "basis":
             exact = self.coefficients(codes, nearest.prototypes)
             steps, scales = quantise_coefficients(exact)
@@ -150,8 +151,12 @@ class Server:
         total = float(whole.sum())
         return 1.0 - float(left.sum()) / total if total > 0 else 1.0
 
+    def _exact(self, codes: Tensor) -> Edit:
+        """(B, L, d) -> unbounded edits in the editor's own precision."""
+        return self.editor.unbounded(codes.to(self._precision)).detach()
+
     def _remaining(self, codes: Tensor, prototypes: Tensor) -> Edit:
-        return self.editor.unbounded(codes).detach() - self.bank.prototypes[prototypes]
+        return self._exact(codes) - self.bank.prototypes[prototypes]
 
     def _basis(self, codes: Tensor, prototypes: Tensor) -> Edit:
         steps, scales = quantise_coefficients(self.coefficients(codes, prototypes))

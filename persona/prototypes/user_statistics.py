@@ -74,7 +74,7 @@ class UserStatistics:
         sums = torch.zeros(len(keys), *codes.shape[1:], dtype=torch.float64, device=codes.device)
         for start in range(0, len(codes), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            sums.index_add_(0, inverse[rows], codes[rows].double() * factors[rows, None, None])
+            sums.index_add_(0, inverse[rows], codes[rows].detach().double() * factors[rows, None, None])
         if not torch.isfinite(sums).all():
             raise DataError("some codes are not finite: leave out the contexts that made them")
         return cls(keys // k, keys % k, total, sums, k)

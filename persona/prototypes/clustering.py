@@ -169,7 +169,7 @@ def _sweep(points: Tensor, weights: Tensor, centres: Tensor) -> _Sweep:
         nearest, labels[rows] = torch.addmm(centre_norms, x, centres.mT, alpha=-2).min(dim=1)
         square[rows] = (nearest + x.square().sum(1)).clamp_min_(0)
         counted.index_add_(0, labels[rows], w)
-        sums.index_add_(0, labels[rows], x.mul_(w.unsqueeze(1)))
+        sums.index_add_(0, labels[rows], x * w.unsqueeze(1))
     return _Sweep(labels, square, ClusterSums(counted, sums, float(square @ weights)))
 
 

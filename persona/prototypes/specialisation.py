@@ -22,13 +22,13 @@ from persona.prototypes.algebra import cat, linear, to_dtype
 from persona.prototypes.bank import PrototypeBank
 
 Editor = TypeVar("Editor")
-Scored = TypeVar("Scored", contravariant=True)
+Scored_contra = TypeVar("Scored_contra", contravariant=True)
 
 
-class Score(Protocol[Scored]):
+class Score(Protocol[Scored_contra]):
     """Validation score on the members of prototype ``index``; larger is better. ``editor`` None is the shared one."""
 
-    def __call__(self, index: int, prototype: Edit, editor: Scored | None) -> float:
+    def __call__(self, index: int, prototype: Edit, editor: Scored_contra | None) -> float:
         """Score of an unbounded ``prototype`` (batch 1) with an editor."""
 
 

@@ -27,7 +27,7 @@ from persona.prototypes.lineage import Lineage, Replacement
 from persona.prototypes.metric import HeadMetric
 from persona.prototypes.partition import cluster_means
 from persona.prototypes.plan import RefineConfig
-from persona.prototypes.refine import refine
+from persona.prototypes.refinement import refine
 from persona.prototypes.user_statistics import UserStatistics
 
 
