@@ -66,20 +66,38 @@ class LossConfig:
         return asdict(self)
 
 
-def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items: int, mask: Tensor | None) -> Tensor:
+def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items: int) -> Tensor:
     """Mean loss of positives (...) against negatives (..., N)."""
     if config.loss == "sampled_softmax":
-        return losses.sampled_softmax(positive, negatives, mask)
+        return losses.sampled_softmax(positive, negatives)
     if config.loss == "gbce":
-        return losses.gbce(positive, negatives, n_items, mask=mask)
-    return losses.bce(torch.cat([positive.unsqueeze(-1), negatives], dim=-1), mask)
+        return losses.gbce(positive, negatives, n_items)
+    return losses.bce(torch.cat([positive.unsqueeze(-1), negatives], dim=-1))
 
 
-class _Validated:
-    """Validation on held-out rows, and the metric that selects the epoch."""
+class _Objective:
+    """A model, the events it learns from, and held-out rows that select the epoch.
 
-    def __init__(self, model: Personalised, validation: Evaluation, config: LossConfig, seed: int) -> None:
-        self.model, self.validation, self.config, self.seed = model, validation, config, seed
+    Args:
+        model: host, or host with editor.
+        data: the events.
+        positions: (R,) events to learn from.
+        validation: rows that select the epoch.
+        config: loss, negatives, batch size.
+        seed: of the order and of the negatives.
+    """
+
+    def __init__(
+        self,
+        model: Personalised,
+        data: SequenceData,
+        positions: Int64Array,
+        validation: Evaluation,
+        config: LossConfig,
+        seed: int,
+    ) -> None:
+        self.model, self.data, self.positions = model, data, positions
+        self.validation, self.config, self.seed = validation, config, seed
 
     @property
     def monitor(self) -> str:
@@ -94,29 +112,8 @@ class _Validated:
         return summary
 
 
-class RowObjective(_Validated):
-    """One target a row: its context, the target, and fresh negatives.
-
-    Args:
-        model: host, or host with editor.
-        data: the events.
-        positions: (R,) events to learn from.
-        validation: rows that select the epoch.
-        config: loss, negatives, batch size.
-        seed: of the order of rows and of the negatives.
-    """
-
-    def __init__(
-        self,
-        model: Personalised,
-        data: SequenceData,
-        positions: Int64Array,
-        validation: Evaluation,
-        config: LossConfig,
-        seed: int,
-    ) -> None:
-        super().__init__(model, validation, config, seed)
-        self.data, self.positions = data, positions
+class RowObjective(_Objective):
+    """One target a row: its context, the target, and fresh negatives."""
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The rows in a new order, with new negatives."""
@@ -133,7 +130,7 @@ class RowObjective(_Validated):
     def loss(self, batch: Batch) -> Tensor:
         """Mean over rows."""
         logits = self.model(batch.features)
-        return batch_loss(self.config, logits[:, 0], logits[:, 1:], self.data.n_items, None)
+        return batch_loss(self.config, logits[:, 0], logits[:, 1:], self.data.n_items)
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class SequenceBatch:
     negatives: Tensor
 
 
-class SequenceObjective(_Validated):
+class SequenceObjective(_Objective):
     """All positions of a window at once; every target meets the same N negatives of its batch (all items if N >= V).
 
     Every epoch cuts each user's training events into windows of T + 1 at a new offset, so that contexts of all lengths
@@ -164,7 +161,7 @@ class SequenceObjective(_Validated):
         config: LossConfig,
         seed: int,
     ) -> None:
-        super().__init__(model, validation, config, seed)
+        super().__init__(model, data, positions, validation, config, seed)
         if not isinstance(model.host, SequentialHost) or model.editor is not None:
             raise ConfigError(
                 f"{model.host.config.kind} with an editor of its own or with attention to the target cannot train whole "
@@ -174,7 +171,7 @@ class SequenceObjective(_Validated):
             raise ConfigError(
                 "whole sequences would let a target see the rest of its basket: use rows (sequences = false)"
             )
-        self.host, self.data = model.host, data
+        self.host = model.host
         self.trained = np.zeros(data.n_events, dtype=bool)
         self.trained[positions] = True
 
@@ -242,7 +239,7 @@ class SequenceObjective(_Validated):
         negatives = users @ self.host.target_vectors(batch.negatives).T
         clash = batch.targets[mask].unsqueeze(1) == batch.negatives
         negatives = negatives.masked_fill(clash, torch.finfo(negatives.dtype).min / 2)
-        return batch_loss(self.config, positive, negatives, self.data.n_items, None)
+        return batch_loss(self.config, positive, negatives, self.data.n_items)
 
 
 def make_objective(
