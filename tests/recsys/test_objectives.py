@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, softplus
 from persona.errors import ConfigError
 from recsys.evaluation import Evaluation
 from recsys.hosts import HostConfig, make_host
-from recsys.objectives import LossConfig, RowObjective, SequenceObjective, batch_loss, make_objective
+from recsys.objectives import LossConfig, RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
 from recsys.sequences import SequenceData
 from tests.recsys.toy import ITEMS, personalised, sequences, walks
@@ -221,15 +221,6 @@ def test_validation_is_the_evaluation_of_the_model():
 def test_settings_out_of_range_are_refused(wrong, sentence):
     with pytest.raises(ConfigError, match=sentence):
         LossConfig(**wrong)
-
-
-def test_batch_loss_ignores_masked_positions():
-    positive, negatives = torch.tensor([1.0, -2.0]), torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([True, False])
-    for loss in ("bce", "sampled_softmax", "gbce"):
-        config = LossConfig(loss)
-        masked = batch_loss(config, positive, negatives, ITEMS, mask)
-        assert masked.item() == pytest.approx(batch_loss(config, positive[:1], negatives[:1], ITEMS, None).item())
 
 
 def test_fine_tuning_on_later_events_leaves_no_batch_without_a_target():
