@@ -53,7 +53,7 @@ class Store:
 def connect(experiment: str) -> Store:
     """Open the store, make it first if need be, and log to ``experiment`` from now on.
 
-    A process started by ``mlflow run`` stays in the experiment that was chosen there.
+    A process started by ``mlflow run`` stays in the experiment that was chosen there, and inside a run its own.
 
     Raises:
         ConfigError: the store is a folder of files, cannot be opened, or has the experiment in its bin.
@@ -68,7 +68,8 @@ def connect(experiment: str) -> Store:
         with prepared(uri):
             _use(uri)
             client = mlflow.MlflowClient()
-            joined = os.environ.get("MLFLOW_RUN_ID")
+            active = mlflow.active_run()
+            joined = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
             chosen = client.get_run(joined).info.experiment_id if joined else _experiment(client, experiment, path)
             mlflow.set_experiment(experiment_id=chosen)
     except MlflowException as error:
