@@ -1,0 +1,197 @@
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import mlflow
+import pytest
+import typer
+import yaml
+from mlflow.projects._project_spec import load_project
+from mlflow.utils.environment import _PythonEnv
+from mlflow.utils.requirements_utils import _parse_requirements
+
+from persona.errors import ConfigError
+from pipelines import recsys_cli, tracking
+from pipelines.cli import main
+from recsys.config import RecsysConfig
+from tests.recsys.toy import write_walks
+
+ROOT = Path(__file__).parents[2]
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+COMMANDS = typer.main.get_command(recsys_cli.app).commands
+STEPS = ("prepare", "pretrain", "edit", "evaluate", "release", "recommend")
+ENTRY_POINTS = {"recsys": "run", **{f"recsys-{step}": step for step in STEPS}}
+DEFAULTS = {f.name: f.default for f in fields(RecsysConfig)}
+
+
+def arguments(name: str, **given: str) -> list[str]:
+    """What the command line gets for these parameters, as MLflow puts it together."""
+    entry = load_project(str(ROOT)).get_entry_point(name)
+    required = {key: "films.csv" for key, parameter in entry.parameters.items() if parameter.default is None}
+    words = shlex.split(entry.compute_command({**required, **given}, None))
+    return words[words.index("pipelines.cli") + 1 :]
+
+
+def options(name: str):
+    return {option.name: option for option in COMMANDS[ENTRY_POINTS[name]].params}
+
+
+def test_the_project_has_an_entry_point_for_every_step():
+    assert PROJECT["name"] == "persona"
+    assert set(PROJECT["entry_points"]) == set(ENTRY_POINTS)
+    for name, command in ENTRY_POINTS.items():
+        assert arguments(name)[:2] == ["recsys", command]
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_parameters_are_options_with_the_same_names_types_and_defaults(name):
+    found = options(name)
+    parameters = PROJECT["entry_points"][name]["parameters"]
+    assert "work" in parameters
+    for parameter, described in parameters.items():
+        option = found[parameter.replace("-", "_")]
+        assert option.opts == [f"--{parameter}"]
+        number = isinstance(described.get("default"), int | float)
+        assert described["type"] == ("float" if number else "string")
+        if option.required:
+            assert "default" not in described
+        else:
+            default = DEFAULTS.get(option.name, option.default)
+            assert described["default"] == (str(default) if isinstance(default, Path) else default)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_parameter_reaches_its_option(name):
+    parameters = PROJECT["entry_points"][name]["parameters"]
+    words = arguments(name, **{parameter: f"value of {parameter}" for parameter in parameters})[2:]
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {f"--{p}": f"value of {p}" for p in parameters}
+
+
+def test_steps_after_pretraining_declare_no_settings_that_would_override_what_they_take_over():
+    for name in ("recsys-edit", "recsys-evaluate", "recsys-release"):
+        declared = {parameter.replace("-", "_") for parameter in PROJECT["entry_points"][name]["parameters"]}
+        assert not declared & set(DEFAULTS)
+
+
+def test_any_other_option_can_be_given_as_a_parameter():
+    assert arguments("recsys-edit", **{"learning-rate": "0.5"})[-2:] == ["--learning-rate", "0.5"]
+
+
+def test_the_environment_is_the_lock():
+    environment = _PythonEnv.from_yaml(ROOT / PROJECT["python_env"])
+    assert environment.python == "3.11"
+    locked = {r.req_str.partition("==")[0] for r in _parse_requirements(environment.dependencies, False, str(ROOT))}
+    assert {"torch", "torchrec", "mlflow", "fbgemm-gpu-cpu", "polars"} <= locked
+
+
+def test_parameters_that_mlflow_spells_its_own_way_are_the_same(workplace, monkeypatch):
+    """MLflow logs -P tau=1 before the settings log 1.0; another value is still refused."""
+    client = mlflow.MlflowClient(tracking_uri=tracking.default_uri())
+    joined = client.create_run(tracking.connect("recsys").experiment_id).info.run_id
+    for key, value in (("tau", "1"), ("learning_rate", "1e-3"), ("host", "sasrec"), ("epochs", "60")):
+        client.log_param(joined, key, value)
+    monkeypatch.setenv("MLFLOW_RUN_ID", joined)
+    with tracking.run("pretrain"):
+        tracking.log_params(RecsysConfig().as_dict())
+        with pytest.raises(ConfigError, match=r"started with tau = 1, not 2\.0"):
+            tracking.log_params({"tau": 2.0})
+        with pytest.raises(ConfigError, match="started with host = sasrec, not din"):
+            tracking.log_params({"host": "din"})
+
+
+def test_steps_stay_in_the_experiment_of_the_run_they_are_part_of(workplace, monkeypatch):
+    client = mlflow.MlflowClient(tracking_uri=tracking.connect("recsys").uri)
+    chosen = client.create_experiment("chosen")
+    monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run(chosen).info.run_id)
+    tracking.connect("recsys")
+    with tracking.run("all"):
+        assert tracking.connect("recsys").experiment_id == chosen
+        with tracking.run("prepare") as step:
+            assert step.info.experiment_id == chosen
+    assert tracking.connect("recsys").experiment_id != chosen
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("mlproject")
+
+
+@pytest.fixture(scope="module")
+def mlflow_run(place):
+    """Runs an entry point as a user does, in a store and a workspace of its own; returns the exit code and the run."""
+    uri = f"sqlite:///{place / 'store' / 'mlflow.db'}"
+    (place / "store").mkdir()
+    # Tests that ran before leave MLflow's variables behind.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {**clean, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true", "VIRTUAL_ENV": ""}
+    if not (ROOT / ".venv").exists():
+        environment |= {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    data = write_walks(place / "log of films.csv")
+
+    def run(entry_point: str, **parameters: object):
+        given = {"data": data, "work": place / "work", **parameters}
+        pairs = [word for key, value in given.items() for word in ("-P", f"{key.replace('_', '-')}={value}")]
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager", "local"),
+                *("--experiment-name", "project", *pairs),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=place,
+            env=environment,
+            check=False,
+        )
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name("project").experiment_id
+        runs = client.search_runs([experiment], order_by=["attributes.start_time DESC"])
+        latest = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+        return done, latest, client
+
+    return run
+
+
+@pytest.mark.slow
+def test_mlflow_runs_a_step_as_its_own_run(mlflow_run, place):
+    done, run, client = mlflow_run("recsys-prepare")
+    assert done.returncode == 0, done.stderr
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["users"] == 60
+    assert run.data.params["source"] == str(place / "log of films.csv")
+    assert run.data.tags["step"] == "prepare"
+    assert [run.info.run_id] == [r.info.run_id for r in client.search_runs([run.info.experiment_id])], "no second run"
+    assert "60 users on 30 items" in done.stdout
+    assert (place / "work" / "prepared" / "sequences.json").is_file()
+    assert not (ROOT / "work").exists()
+
+
+@pytest.mark.slow
+def test_a_parameter_that_is_no_option_fails_the_run_and_names_the_nearest(mlflow_run):
+    done, run, _ = mlflow_run("recsys-prepare", min_event=3)
+    assert done.returncode != 0
+    assert run.info.status == "FAILED"
+    assert "--min-events" in done.stderr
+
+
+@pytest.mark.slow
+def test_mlflow_runs_everything_under_one_parent(mlflow_run, place):
+    small = {"dim": 8, "max_length": 5, "batch_size": 128, "dropout": "0", "tau": 1}
+    methods = "host,persona_held_back"
+    done, run, client = mlflow_run("recsys", methods=methods, epochs=1, host="gru4rec", **small)
+    assert done.returncode == 0, done.stderr
+    assert run.info.status == "FINISHED"
+    assert run.data.params["epochs"] == "1"
+    children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
+    assert {child.info.run_name for child in children} == {"prepare", "evaluate", "release"}
+    assert all(child.info.status == "FINISHED" for child in children)
+    assert int(client.get_model_version_by_alias("persona-recsys", "candidate").version) == 1
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["recommendations.json"]
+    assert "persona_held_back" in done.stdout
+
+
+def test_a_wrong_value_of_a_parameter_is_one_sentence(workplace, capsys):
+    assert main(arguments("recsys-pretrain", host="sasrce")) == 2
+    assert "unknown host 'sasrce': did you mean 'sasrec'" in capsys.readouterr().err
