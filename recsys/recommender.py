@@ -103,7 +103,7 @@ class Recommender:
         self.titles = None if titles is None else list(titles)
         self.info = dict(info or {})
         self.index = {item: i for i, item in enumerate(self.item_ids, start=1)}
-        self.host_digest = host_digest(model.host)
+        self.host_digest = model.host.digest()
         if model.editor is not None:
             model.editor.host = self.host_digest
 
@@ -253,11 +253,6 @@ class Recommender:
             for score, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
             if np.isfinite(score)
         ]
-
-
-def host_digest(host: Host) -> str:
-    """The digest that edits of this host carry."""
-    return digest_tensors(host.state_dict())
 
 
 def _read_header(folder: Path) -> dict[str, Any]:

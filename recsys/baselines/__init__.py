@@ -11,6 +11,7 @@ from recsys.baselines.duet import train_duet
 from recsys.baselines.finetune import finetune_adaptive, finetune_all
 from recsys.baselines.host import train_host, train_longer
 from recsys.baselines.persona import train_frozen, train_held_back, train_joint
+from recsys.baselines.prototypes import train_basis, train_prototypes
 
 METHODS: dict[str, Callable[[Problem], Trained]] = {
     "host": train_host,
@@ -21,6 +22,8 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona_frozen": train_frozen,
     "persona_joint": train_joint,
     "persona_held_back": train_held_back,
+    "persona_prototypes": train_prototypes,
+    "persona_basis": train_basis,
 }
 
 

@@ -27,6 +27,7 @@ def train_joint(problem: Problem) -> Trained:
 
 def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Trained:
     editor = problem.new_editor(host)
+    editor.host = host.digest()
     model = Personalised(host, editor, fixed_host=True)
     result = problem.train(
         name,

@@ -21,6 +21,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from persona.adaptive import AdaptiveLayers
 from persona.edits import Edit
 from persona.errors import MismatchError
+from persona.storage import digest_tensors
 from recsys.batches import CANDIDATES, HISTORY, Context
 from recsys.hosts.config import HostConfig
 
@@ -190,6 +191,10 @@ class Host(nn.Module, ABC):
             lengths,
             values.view(rows, values.shape[0] // rows, self.config.dim),
         )
+
+    def digest(self) -> str:
+        """SHA-256 of all parameters: what the edits of this host carry, and by which those of another are refused."""
+        return digest_tensors(self.state_dict())
 
     def adaptive_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that an edit changes."""

@@ -11,6 +11,7 @@ from persona.errors import ConfigError
 from persona.storage import read_json
 from recsys.baselines import METHODS, Problem, measure, train_method
 from recsys.baselines.base import FLOAT_BYTES
+from recsys.baselines.prototypes import training_codes
 from tests.recsys.toy import SMALL, walks
 
 EDITED = ("duet", "persona_frozen", "persona_joint", "persona_held_back")
@@ -63,7 +64,9 @@ def test_methods_cost_what_their_devices_receive(problem, trained):
     assert 0 < adaptive < everything
     found = {name: method.refresh_bytes for name, method in trained.items()}
     expected = dict.fromkeys(METHODS, adaptive)
-    assert found == expected | {"host": 0, "trained_longer": everything, "finetune_all": everything}
+    whole = {"host": 0, "trained_longer": everything, "finetune_all": everything, "persona_prototypes": 1}
+    assert 1 < found["persona_basis"] <= 64
+    assert found == expected | whole | {"persona_basis": found["persona_basis"]}
 
 
 def test_all_methods_compare_with_the_host(measured):
@@ -81,6 +84,24 @@ def test_the_host_stays_as_it_is_under_an_editor(problem, trained):
         assert same(parameters(host), model.host.state_dict())
         assert not same(parameters(problem.new_editor(host)), model.editor.state_dict())
     assert not same(parameters(problem.base_host()), problem.early_host().state_dict())
+
+
+@torch.no_grad()
+def test_prototypes_come_near_the_editor_and_a_remainder_nearer(problem, trained):
+    context = problem.test.contexts.index_select(torch.arange(40))
+    exact = trained["persona_held_back"].scorer.edit(context)
+    errors = {
+        name: float((trained[name].scorer.edit(context) - exact).norm().mean() / exact.norm().mean())
+        for name in ("persona_prototypes", "persona_basis")
+    }
+    assert 0 < errors["persona_basis"] < errors["persona_prototypes"] < 1
+    assert errors["persona_basis"] < 0.05
+
+
+def test_prototypes_see_training_contexts_only(problem, trained):
+    model = trained["persona_held_back"].scorer
+    assert len(training_codes(problem, model)) <= len(problem.everything)
+    assert not np.isin(problem.everything, problem.split.test).any()
 
 
 def test_fine_tuning_of_adaptive_layers_leaves_the_shared_ones(problem, trained):
