@@ -10,7 +10,9 @@ PYTHON = $(shell for name in python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) or print(sys.executable))' 2>/dev/null && break; done)
 
 # The main job, and what the tests get besides their defaults: `make test TESTS="tests/recsys -k din"`.
-DEMO  ?= recsys run --data movielens-small
+DEMO  ?= recsys run --data movielens-small --protocols time,paper --jobs 2 --epochs 30 --patience 3 --min-epochs 8
+# Where `make evidence` finds the data sets that no package provides.
+DATA  ?= data
 TESTS ?= --cov=persona --cov-report=term --cov-fail-under=95
 
 # Passive waiting and one thread a process: with a spinning barrier any other busy process makes torch 100 times slower.
@@ -23,7 +25,7 @@ export UV_PYTHON_DOWNLOADS = never
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench ui doctor lock clean
+.PHONY: help setup demo test lint format bench evidence ui doctor lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +49,9 @@ format: $(READY) ## bring all files into the format that lint checks
 
 bench: $(READY) ## run the benchmarks, one after the other
 	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+evidence: $(READY) ## run what is missing behind docs/results.md, with DATA=folder for data that no package provides
+	$(BIN)/persona recsys evidence --data-folder $(DATA)
 
 ui: $(READY) ## open the MLflow UI on the default store
 	$(BIN)/persona ui
