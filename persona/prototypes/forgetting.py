@@ -103,12 +103,10 @@ def _without(version: _Rebuilt, parent: _Rebuilt | None, user: int, metric: Head
     if same_parent and (statistics is None or not statistics.has(user)):
         return version
     rest = None if statistics is None else statistics.without(user)
-    if rest is None or not len(rest):
+    if rest is None or not len(rest) or (above is not None and bank.metadata.get("kind") != "refine"):
         return _DROPPED
     if above is None:
         return _first_version(bank, rest, metric)
-    if bank.metadata.get("kind") != "refine":
-        return _DROPPED
     again = refine(above, metric, rest, RefineConfig(**bank.metadata["config"]))
     return _Rebuilt(again.bank, rest, again.report(), not torch.equal(again.bank.origin, bank.origin))
 

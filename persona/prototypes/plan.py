@@ -167,10 +167,10 @@ def _splits(
         if len(rows) < 2 * config.min_users or float(energy[rows].sum()) <= needed:
             continue
         codes = statistics.sums[rows] / statistics.counts[rows][:, None, None]
-        test = split_test(assigner.metric.points(codes), weights[rows], config.seed)
-        if test is None or k + len(found) >= config.max_prototypes:
-            continue
-        if test.bimodality >= config.bimodality and test.saved > needed and test.smaller >= config.min_users:
+        if k + len(found) >= config.max_prototypes:
+            break
+        test = split_test(assigner.metric.points(codes), weights[rows], needed, config.min_users, config.seed)
+        if test is not None and test.bimodality >= config.bimodality:
             found[j] = (
                 _part(j, codes, statistics.counts[rows], weights[rows], ~test.second),
                 _part(j, codes, statistics.counts[rows], weights[rows], test.second),

@@ -32,17 +32,26 @@ class SplitTest:
         second: (n,) bool, the rows of the lighter group.
         bimodality: share of the variance of unseen users along the line between the groups that the groups explain.
         saved: energy that two prototypes would save.
-        smaller: rows of the smaller group.
     """
 
     second: Tensor
     bimodality: float
     saved: float
-    smaller: int
 
 
-def split_test(points: Tensor, weights: Tensor, seed: int) -> SplitTest | None:
-    """2-means on members' edits: points (n, D) in the head metric, weights (n,). None if there is nothing to tell apart."""
+def split_test(points: Tensor, weights: Tensor, saving: float, cohort: int, seed: int) -> SplitTest | None:
+    """2-means on members' edits.
+
+    Args:
+        points: (n, D) in the head metric, one a user.
+        weights: (n,) of the users.
+        saving: energy that two prototypes have to save more of.
+        cohort: users that each group needs.
+        seed: of 2-means.
+
+    Returns:
+        None where the groups save or hold too little, or there is nothing to tell apart.
+    """
     points = points.double()
     centre = (weights.unsqueeze(1) * points).sum(0) / weights.sum()
     square = (points - centre).square().sum(1)
@@ -51,6 +60,9 @@ def split_test(points: Tensor, weights: Tensor, seed: int) -> SplitTest | None:
     x, w = points[order], weights[order]
     try:
         found = kmeans(x, 2, seed=seed, weights=w, restarts=2)
+        saved = float(weights @ square) - found.inertia
+        if saved <= saving or min(torch.bincount(found.labels).tolist()) < cohort:
+            return None
         unseen = [
             _explained(kmeans(x[i::2], 2, seed=seed, weights=w[i::2], restarts=2).centres, x[1 - i :: 2], w[1 - i :: 2])
             for i in (0, 1)
@@ -61,8 +73,7 @@ def split_test(points: Tensor, weights: Tensor, seed: int) -> SplitTest | None:
     second[order] = found.labels == 1
     if float(weights[second].sum()) > float(weights[~second].sum()):
         second = ~second
-    rows = int(second.sum())
-    return SplitTest(second, min(unseen), float(weights @ square) - found.inertia, min(rows, len(points) - rows))
+    return SplitTest(second, min(unseen), saved)
 
 
 def _explained(centres: Tensor, points: Tensor, weights: Tensor) -> float:

@@ -201,3 +201,14 @@ def test_points_and_weights_are_left_alone():
     kmeans(x, 3, weights=w)
     assert torch.equal(x, copies[0])
     assert torch.equal(w, copies[1])
+
+
+def test_a_cluster_that_empties_in_the_last_iteration_is_filled_too():
+    x = torch.tensor([[1.0], [7.0], [10.0], [11.0], [3.0], [8.0], [3.0]], dtype=torch.float64)
+    # One update moves the last centre between two others, each of which is at least as near to its members.
+    init = torch.tensor([[3.25], [11.25], [5.25], [9.25]], dtype=torch.float64)
+    found = kmeans(x, 4, init=init, iterations=1)
+    assert not found.converged
+    assert found.labels.unique().tolist() == [0, 1, 2, 3]
+    assert int((found.labels == 3).sum()) == 1
+    assert float(found.centres[3]) == float(x[found.labels == 3])
