@@ -17,12 +17,14 @@ from torch import Tensor
 
 from persona.errors import DataError, MismatchError
 
+# A user and a prototype (one byte) make one key of 63 bits.
+MAX_USER = 1 << 54
 _CHUNK = 1 << 14
 
 
 @dataclass(frozen=True)
 class UserStatistics:
-    """Rows sorted by user, then by prototype; each pair occurs once.
+    """Rows sorted by user, then by prototype; each pair occurs once, and only with a positive count.
 
     Attributes:
         users: (R,) int64.
@@ -46,22 +48,27 @@ class UserStatistics:
 
         Args:
             codes: (N, L, d).
-            users: (N,) whole numbers from 0 on.
+            users: (N,) whole numbers from 0 to 2^54.
             prototypes: (N,) the prototype that each context was assigned to.
             k: number of prototypes.
             weights: (N,) of the contexts; 1 each by default.
 
         Raises:
-            DataError: different lengths, a negative user, a prototype outside 0..k-1, or codes that are not finite.
+            DataError: different lengths, a user or prototype out of range, or codes or weights that
+                are not finite.
         """
         if not len(codes) == len(users) == len(prototypes):
             raise DataError(
                 f"codes, users and prototypes have {len(codes)}, {len(users)} and {len(prototypes)} rows: give one each"
             )
         users, prototypes = users.long(), prototypes.long()
-        if len(users) and (users.min() < 0 or prototypes.min() < 0 or prototypes.max() >= k):
-            raise DataError(f"users have to be whole numbers from 0 on, and prototypes from 0 to {k - 1}")
+        if len(users) and not (0 <= users.min() and users.max() < MAX_USER):
+            raise DataError("users have to be whole numbers from 0 to 2^54: give rows of a table instead of hashes")
+        if len(users) and not (0 <= prototypes.min() and prototypes.max() < k):
+            raise DataError(f"prototypes have to be whole numbers from 0 to {k - 1}: assign with the bank of this size")
         counts = torch.ones(len(codes), dtype=torch.float64) if weights is None else weights.double()
+        if len(counts) != len(codes) or not bool((torch.isfinite(counts) & (counts >= 0)).all()):
+            raise DataError("the weights of contexts have to be one each, finite and not negative")
         return cls._grouped(users, prototypes, counts.to(codes.device), codes, counts.to(codes.device), k)
 
     @classmethod
@@ -77,7 +84,8 @@ class UserStatistics:
             sums.index_add_(0, inverse[rows], codes[rows].detach().double() * factors[rows, None, None])
         if not torch.isfinite(sums).all():
             raise DataError("some codes are not finite: leave out the contexts that made them")
-        return cls(keys // k, keys % k, total, sums, k)
+        there = total > 0
+        return cls(keys[there] // k, keys[there] % k, total[there], sums[there], k)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -95,7 +103,7 @@ class UserStatistics:
 
     def means(self) -> Tensor:
         """(R, L, d) mean code of every row."""
-        return self.sums / self.counts.clamp_min(1e-300)[:, None, None]
+        return self.sums / self.counts[:, None, None]
 
     def by_user(self) -> tuple[Tensor, Tensor]:
         """(U,) users, rising, and (U, L, d) mean codes over all their contexts."""
@@ -112,7 +120,7 @@ class UserStatistics:
 
     def users_per_prototype(self) -> Tensor:
         """(K,) int64 users with a context at every prototype."""
-        return torch.bincount(self.prototypes[self.counts > 0], minlength=self.k)
+        return torch.bincount(self.prototypes, minlength=self.k)
 
     def has(self, user: int) -> bool:
         """Whether a context of ``user`` is in here."""

@@ -64,9 +64,7 @@ def test_weights_count_as_copies():
     copies = torch.arange(60) % 3
     weighted = UserStatistics.collect(z, who, where, K, copies.double())
     repeated = UserStatistics.collect(*(t.repeat_interleave(copies, 0) for t in (z, who, where)), K)
-    present = weighted.counts > 0
-    torch.testing.assert_close(weighted.counts[present], repeated.counts)
-    torch.testing.assert_close(weighted.sums[present], repeated.sums)
+    _equal(weighted, repeated)
     assert torch.equal(weighted.users_per_prototype(), repeated.users_per_prototype())
 
 
@@ -84,10 +82,16 @@ def test_what_is_refused():
     z, who, where = _window(0)
     with pytest.raises(DataError, match="60, 60 and 59 rows"):
         UserStatistics.collect(z, who, where[:59], K)
-    for broken in (lambda: (z, who - 5, where, K), lambda: (z, who, where, 2), lambda: (z, who, where - 1, K)):
-        with pytest.raises(DataError, match="whole numbers"):
-            UserStatistics.collect(*broken())
+    for people in (who - 5, who + (1 << 54)):
+        with pytest.raises(DataError, match="users have to be whole numbers"):
+            UserStatistics.collect(z, people, where, K)
+    for prototypes, k in ((where, 2), (where - 1, K)):
+        with pytest.raises(DataError, match="prototypes have to be whole numbers"):
+            UserStatistics.collect(z, who, prototypes, k)
     with pytest.raises(DataError, match="not finite"):
         UserStatistics.collect(z.masked_fill(z > 0.9, torch.nan), who, where, K)
+    for weights in (torch.ones(59), -torch.ones(60), torch.full((60,), torch.inf)):
+        with pytest.raises(DataError, match="weights"):
+            UserStatistics.collect(z, who, where, K, weights)
     with pytest.raises(MismatchError, match="different banks"):
         UserStatistics.collect(z, who, where, K) + UserStatistics.collect(z, who, where, K + 1)
