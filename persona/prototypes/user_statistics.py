@@ -62,9 +62,9 @@ class UserStatistics:
                 f"codes, users and prototypes have {len(codes)}, {len(users)} and {len(prototypes)} rows: give one each"
             )
         users, prototypes = users.long(), prototypes.long()
-        if len(users) and not (0 <= users.min() and users.max() < MAX_USER):
+        if len(users) and not (users.min() >= 0 and users.max() < MAX_USER):
             raise DataError("users have to be whole numbers from 0 to 2^54: give rows of a table instead of hashes")
-        if len(users) and not (0 <= prototypes.min() and prototypes.max() < k):
+        if len(users) and not (prototypes.min() >= 0 and prototypes.max() < k):
             raise DataError(f"prototypes have to be whole numbers from 0 to {k - 1}: assign with the bank of this size")
         counts = torch.ones(len(codes), dtype=torch.float64) if weights is None else weights.double()
         if len(counts) != len(codes) or not bool((torch.isfinite(counts) & (counts >= 0)).all()):
