@@ -1,10 +1,12 @@
+from concurrent.futures import Future
 from dataclasses import replace
+from queue import Queue
 
 import numpy as np
 import pytest
 
 from persona.errors import ConfigError, FormatError
-from pipelines.cells import Cell, cells_of, measure_cells
+from pipelines.cells import Cell, _relay, cells_of, measure_cells
 from tests.recsys.toy import SMALL, walks
 
 METHODS = ("host", "finetune_adaptive")
@@ -69,8 +71,22 @@ def test_cells_in_processes_of_their_own_measure_the_same(one_by_one, prepared, 
     assert sorted(map(str, notes)) == sorted(map(str, expected_notes))
 
 
-@pytest.mark.slow
-def test_a_process_that_fails_ends_the_comparison_with_its_error(prepared, tmp_path):
-    good, bad = cells_of(SMALL, ["paper"], 2, METHODS, prepared, tmp_path)
+def test_the_first_process_that_fails_ends_the_comparison_with_its_error():
+    done, failed, running = Future(), Future(), Future()
+    done.set_result({})
+    failed.set_exception(FormatError("nowhere holds no sequence data"))
+    notes = Queue()
+    notes.put(("cell", "host", None))
+    seen = []
     with pytest.raises(FormatError, match="nowhere holds no sequence data"):
-        measure_cells([replace(bad, prepared=tmp_path / "nowhere"), good], 2, lambda *note: None)
+        _relay([done, running, failed], notes, lambda *note: seen.append(note))
+    assert seen == [("cell", "host", None)]
+
+
+def test_notes_are_passed_on_to_the_last():
+    done, notes, seen = Future(), Queue(), []
+    done.set_result({})
+    for epoch in range(5):
+        notes.put(("cell", "host", {"epoch": epoch}))
+    _relay([done], notes, lambda *note: seen.append(note[2]["epoch"]))
+    assert seen == [0, 1, 2, 3, 4]
