@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from persona.errors import ConfigError, nearest
 from recsys import losses
@@ -234,12 +235,13 @@ class SequenceObjective(_Objective):
             features(batch.context, batch.targets), length=batch.context.items.shape[1]
         )
         mask = batch.targets > 0
-        users = users[mask]
-        positive = (users * vectors[mask]).sum(-1)
-        negatives = users @ self.host.target_vectors(batch.negatives).T
-        clash = batch.targets[mask].unsqueeze(1) == batch.negatives
-        negatives = negatives.masked_fill(clash, torch.finfo(negatives.dtype).min / 2)
-        return batch_loss(self.config, positive, negatives, self.data.n_items)
+        users, targets = users[mask], batch.targets[mask]
+        scores = users @ self.host.target_vectors(batch.negatives).T
+        if len(batch.negatives) == self.data.n_items and self.config.loss == "sampled_softmax":
+            return functional.cross_entropy(scores, targets - 1)  # the same, without taking the targets out first
+        clash = targets.unsqueeze(1) == batch.negatives
+        scores = scores.masked_fill(clash, torch.finfo(scores.dtype).min / 2)
+        return batch_loss(self.config, (users * vectors[mask]).sum(-1), scores, self.data.n_items)
 
 
 def make_objective(

@@ -143,11 +143,13 @@ def test_windows_and_their_negatives_are_fresh_each_epoch():
     assert one.max() <= ITEMS
 
 
-@pytest.mark.parametrize("loss", ["bce", "sampled_softmax", "gbce"])
-def test_the_sequence_loss_is_the_mean_over_positions_computed_one_by_one(loss):
+@pytest.mark.parametrize(
+    ("loss", "negatives"), [("bce", 6), ("sampled_softmax", 6), ("gbce", 6), ("bce", ITEMS), ("sampled_softmax", ITEMS)]
+)
+def test_the_sequence_loss_is_the_mean_over_positions_computed_one_by_one(loss, negatives):
     """Contexts end where the target stands, so the shared state is exactly the one a row would have."""
     model = personalised(editor=False)
-    objective = windows_of(DATA, TRAIN, LossConfig(loss, negatives=6), model)
+    objective = windows_of(DATA, TRAIN, LossConfig(loss, negatives=negatives), model)
     batch = next(iter(objective.batches(0)))
     singles, clashes = [], 0
     for row, column in batch.targets.nonzero().tolist():
