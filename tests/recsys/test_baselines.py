@@ -14,8 +14,6 @@ from recsys.baselines.base import FLOAT_BYTES
 from recsys.baselines.prototypes import training_codes
 from tests.recsys.toy import SMALL, walks
 
-EDITED = ("duet", "persona_frozen", "persona_joint", "persona_held_back")
-
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):

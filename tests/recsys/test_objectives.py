@@ -129,10 +129,23 @@ def test_windows_hold_every_training_position_once_and_only_the_past(lengths, ep
 def test_windows_of_long_users_start_anywhere():
     data = numbered([60])
     objective = windows_of(data, np.arange(1, 60))
-    starts = {tuple(b.context.items[:, 0].sort().values.tolist()) for e in range(40) for b in objective.batches(e)}
-    assert len(starts) > T, "windows move from epoch to epoch"
-    first, again = (torch.cat([b.targets for b in objective.batches(7)]) for _ in range(2))
+    starts = {
+        start for epoch in range(60) for b in objective.batches(epoch) for start in b.context.items[:, 0].tolist()
+    }
+    assert starts == set(range(1, 60)), "windows move from epoch to epoch"
+    first, again = (torch.cat([b.targets.flatten() for b in objective.batches(7)]) for _ in range(2))
     assert torch.equal(first, again)
+
+
+def test_batches_hold_windows_of_similar_length_in_random_order():
+    data = numbered([2, T + 1] * 32)
+    host = HostConfig.preset("gru4rec", "paper", data.n_items, dim=8, max_length=T)
+    positions = np.setdiff1d(np.arange(data.n_events), data.offsets[:-1])
+    objective = windows_of(data, positions, LossConfig(batch_size=8), Personalised(make_host(host)))
+    orders = [[b.context.lengths.unique().tolist() for b in objective.batches(epoch)] for epoch in range(5)]
+    for lengths in orders:
+        assert sorted(lengths) == [[1]] * 4 + [[T]] * 4, "nothing is padded"
+    assert any(lengths != sorted(lengths) for lengths in orders)
 
 
 def test_windows_and_their_negatives_are_fresh_each_epoch():
