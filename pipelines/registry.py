@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -31,6 +33,7 @@ def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metri
     import mlflow
     import pandas as pd
 
+    _hush()
     root = Path(__file__).parents[1]
     example = pd.DataFrame({"history": [recommender.item_ids[:EXAMPLE_LENGTH]]})
     logged = mlflow.pyfunc.log_model(
@@ -60,6 +63,7 @@ def download(uri: str) -> Path:
     Raises:
         DataError: there is no such model, or it holds no bundle.
     """
+    _hush()
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -71,6 +75,13 @@ def download(uri: str) -> Path:
     for header in folder.rglob("bundle.json"):
         return header.parent
     raise DataError(f"{uri} holds no bundle of this project: name a version of {MODEL}")
+
+
+def _hush() -> None:
+    """Keep MLflow from reporting its own steps, and from warning of a missing pip, which nothing here needs."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 
 def _requirements() -> list[str]:

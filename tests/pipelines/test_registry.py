@@ -48,8 +48,10 @@ def files(folder):
     return [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
-def test_a_registered_bundle_is_the_candidate_with_all_that_describes_it(release, recommender, bundle):
+def test_a_registered_bundle_is_the_candidate_with_all_that_describes_it(release, recommender, bundle, capfd):
     registered = release(seed=3)
+    shown = capfd.readouterr().err
+    assert not any(noise in shown for noise in ("WARNING", "INFO", "Downloading")), "what MLflow says of its own steps"
     assert (registered.name, registered.version, registered.uri) == ("persona-recsys", 1, "models:/persona-recsys/1")
     client = mlflow.MlflowClient()
     found = client.get_model_version_by_alias("persona-recsys", "candidate")
