@@ -18,6 +18,8 @@ from persona.prototypes.robust import capped_weights, robust_means, rows_by_prot
 from persona.prototypes.split import split_test
 from persona.prototypes.user_statistics import UserStatistics
 
+_ROWS = 1 << 14
+
 
 @dataclass(frozen=True)
 class RefineConfig:
@@ -116,7 +118,7 @@ class _Part:
 
 def make_plan(assigner: Assigner, idle: Tensor, statistics: UserStatistics, config: RefineConfig) -> Plan:
     """Decide for every prototype from the window's statistics; ``idle`` (K,) as in the bank."""
-    distances = assigner.distances_to(statistics.means(), statistics.prototypes)
+    distances = _distances(assigner, statistics)
     robust = robust_means(statistics, distances, config.cap, config.trim)
     contexts = statistics.per_prototype()
     idle = torch.where(contexts > 0, 0, idle + 1)
@@ -147,6 +149,12 @@ def make_plan(assigner: Assigner, idle: Tensor, statistics: UserStatistics, conf
     )
 
 
+def _distances(assigner: Assigner, statistics: UserStatistics) -> Tensor:
+    """(R,) norm of every row's mean remaining edit, piece by piece so that no second copy of all codes is made."""
+    pieces = torch.split(torch.arange(len(statistics), device=statistics.counts.device), _ROWS)
+    return torch.cat([assigner.distances_to(statistics.means(rows), statistics.prototypes[rows]) for rows in pieces])
+
+
 def _steps(distances: Tensor, limit: float, eta: float) -> Tensor:
     """(K',) share of the way to a target so far off that keeps to the budget."""
     return torch.clamp(limit / distances.clamp_min(1e-300), max=eta)
@@ -166,7 +174,7 @@ def _splits(
         # Two groups save at most what there is.
         if len(rows) < 2 * config.min_users or float(energy[rows].sum()) <= needed:
             continue
-        codes = statistics.sums[rows] / statistics.counts[rows][:, None, None]
+        codes = statistics.means(rows)
         if k + len(found) >= config.max_prototypes:
             break
         test = split_test(assigner.metric.points(codes), weights[rows], needed, config.min_users, config.seed)

@@ -62,13 +62,13 @@ def robust_means(statistics: UserStatistics, distances: Tensor, cap: float, trim
         cap: contexts that a user may count for, at most.
         trim: share of the weight to leave out, the farthest users first; in [0, 1).
     """
-    means, weights = statistics.means(), capped_weights(statistics, cap)
-    codes = torch.zeros(statistics.k, *means.shape[1:], dtype=torch.float64, device=means.device)
-    total = torch.zeros(statistics.k, dtype=torch.float64, device=means.device)
-    users = torch.zeros(statistics.k, dtype=torch.int64, device=means.device)
+    weights, device = capped_weights(statistics, cap), distances.device
+    codes = torch.zeros(statistics.k, *statistics.sums.shape[1:], dtype=torch.float64, device=device)
+    total = torch.zeros(statistics.k, dtype=torch.float64, device=device)
+    users = torch.zeros(statistics.k, dtype=torch.int64, device=device)
     for j, rows in rows_by_prototype(statistics):
         kept = rows[trimmed(distances[rows], weights[rows], trim)]
-        codes[j] = weighted_mean(means[kept], weights[kept])
+        codes[j] = weighted_mean(statistics.means(kept), weights[kept])
         total[j], users[j] = weights[kept].sum(), len(kept)
     return RobustMeans(codes, total, users)
 

@@ -9,8 +9,8 @@ Shapes: N contexts, R rows, L layers, d code width, K prototypes, U users.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -69,47 +69,41 @@ class UserStatistics:
         counts = torch.ones(len(codes), dtype=torch.float64) if weights is None else weights.double()
         if len(counts) != len(codes) or not bool((torch.isfinite(counts) & (counts >= 0)).all()):
             raise DataError("the weights of contexts have to be one each, finite and not negative")
-        return cls._grouped(users, prototypes, counts.to(codes.device), codes, counts.to(codes.device), k)
+        counts = counts.to(codes.device)
+        return cls._grouped([(users, prototypes, counts, codes, counts)], k)
 
     @classmethod
-    def _grouped(
-        cls, users: Tensor, prototypes: Tensor, counts: Tensor, codes: Tensor, factors: Tensor, k: int
-    ) -> UserStatistics:
-        """Rows with one key added up: ``counts``, and ``codes`` times ``factors``."""
-        keys, inverse = torch.unique(users * k + prototypes, return_inverse=True)
-        total = torch.zeros(len(keys), dtype=torch.float64, device=codes.device).index_add_(0, inverse, counts)
-        sums = torch.zeros(len(keys), *codes.shape[1:], dtype=torch.float64, device=codes.device)
-        for start in range(0, len(codes), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            sums.index_add_(0, inverse[rows], codes[rows].detach().double() * factors[rows, None, None])
+    def _grouped(cls, parts: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]], k: int) -> UserStatistics:
+        """Rows of one user and prototype added up; parts are users, prototypes, counts, codes, and factors of codes."""
+        keys, inverse = torch.unique(torch.cat([part[0] * k + part[1] for part in parts]), return_inverse=True)
+        counts = torch.cat([part[2] for part in parts])
+        total = torch.zeros(len(keys), dtype=torch.float64, device=counts.device).index_add_(0, inverse, counts)
+        sums = torch.zeros(len(keys), *parts[0][3].shape[1:], dtype=torch.float64, device=counts.device)
+        # Part by part and piece by piece: codes are never copied as a whole.
+        for (*_, codes, factors), rows in zip(parts, torch.split(inverse, [len(p[0]) for p in parts]), strict=True):
+            for start in range(0, len(codes), _CHUNK):
+                piece = slice(start, start + _CHUNK)
+                values = codes[piece].detach().double()
+                sums.index_add_(0, rows[piece], values if factors is None else values * factors[piece, None, None])
         if not torch.isfinite(sums).all():
             raise DataError("some codes are not finite: leave out the contexts that made them")
-        there = total > 0
-        return cls(keys[there] // k, keys[there] % k, total[there], sums[there], k)
+        made = cls(keys // k, keys % k, total, sums, k)
+        return made if bool((total > 0).all()) else made._rows(total > 0)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def __add__(self, other: UserStatistics) -> UserStatistics:
         """Statistics of two shards of one window."""
-        if self.k != other.k or self.sums.shape[1:] != other.sums.shape[1:]:
-            raise MismatchError("these statistics were collected with different banks, so they cannot be added")
-        parts = zip(self._parts(), other._parts(), strict=True)
-        users, prototypes, counts, sums = (torch.cat(pair) for pair in parts)
-        return self._grouped(users, prototypes, counts, sums, torch.ones_like(counts), self.k)
+        return merge([self, other])
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.users, self.prototypes, self.counts, self.sums
-
-    def means(self) -> Tensor:
-        """(R, L, d) mean code of every row."""
-        return self.sums / self.counts[:, None, None]
+    def means(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """(R, L, d) mean code of every row, or of some rows."""
+        return self.sums[rows] / self.counts[rows, None, None]
 
     def by_user(self) -> tuple[Tensor, Tensor]:
         """(U,) users, rising, and (U, L, d) mean codes over all their contexts."""
-        whole = self._grouped(
-            self.users, torch.zeros_like(self.users), self.counts, self.sums, torch.ones_like(self.counts), 1
-        )
+        whole = self._grouped([(self.users, torch.zeros_like(self.users), self.counts, self.sums, None)], 1)
         return whole.users, whole.means()
 
     def per_prototype(self) -> Tensor:
@@ -128,10 +122,18 @@ class UserStatistics:
 
     def without(self, user: int) -> UserStatistics:
         """The same window had ``user`` never been there."""
-        kept = self.users != user
+        return self._rows(self.users != user)
+
+    def _rows(self, kept: Tensor) -> UserStatistics:
         return UserStatistics(self.users[kept], self.prototypes[kept], self.counts[kept], self.sums[kept], self.k)
 
 
-def merge(shards: list[UserStatistics]) -> UserStatistics:
-    """Statistics of all shards of one window."""
-    return reduce(UserStatistics.__add__, shards)
+def merge(shards: Sequence[UserStatistics]) -> UserStatistics:
+    """Statistics of all shards of one window.
+
+    Raises:
+        MismatchError: shards collected with different banks.
+    """
+    if len({(shard.k, shard.sums.shape[1:]) for shard in shards}) != 1:
+        raise MismatchError("these statistics were collected with different banks, so they cannot be added")
+    return UserStatistics._grouped([(s.users, s.prototypes, s.counts, s.sums, None) for s in shards], shards[0].k)
