@@ -43,7 +43,7 @@ def make_recommender(kind: str, n_items: int) -> Recommender:
     editor = ParameterEditor(
         EditorConfig(context_dim=host.context_dim), host.adaptive.specs, host.adaptive.weight_scales()
     )
-    return Recommender(Personalised(host, editor), [str(i) for i in range(1, n_items + 1)])
+    return Recommender(Personalised(host, editor), [str(i) for i in range(1, n_items + 1)]).compile()
 
 
 def finetune(tuned: Host, history: list[int], steps: int, *, everything: bool) -> list[int]:

@@ -199,7 +199,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         measured = {name: measure(problem, name) for name in ("host", method)}
         metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
         recommender = _pack(train_method(method, problem), data, config, metrics)
-        recommender.save(work.bundle)
+        recommender.compile().save(work.bundle)
         tracking.log_metrics_batch(metrics)
         tags = {
             "host": config.host,

@@ -16,7 +16,7 @@ MODEL = "persona-recsys"
 CANDIDATE = "candidate"
 EXAMPLE_LENGTH = 5
 # What a server of the model needs besides fbgemm; the code itself travels with it.
-REQUIREMENTS = ("torch", "torchrec", "safetensors", "polars", "numpy", "pandas")
+REQUIREMENTS = ("torch", "torchrec", "onnxruntime", "safetensors", "polars", "numpy", "pandas")
 
 
 @dataclass(frozen=True)

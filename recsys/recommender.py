@@ -6,17 +6,19 @@ A bundle is a folder that holds all a server needs and nothing that has to be un
     host.safetensors        the host's parameters
     editor.safetensors      the editor's parameters (absent if the bundle is the host alone)
     items.parquet           the vocabulary: item i is row i - 1, with its title where there is one
+    single.onnx             the answer to a single history, compiled (absent if ``compile`` was not called)
 
 Shapes: B histories, V items.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -37,15 +39,19 @@ from persona.storage import (
 )
 from recsys.batches import Context
 from recsys.columns import ITEM, TITLE
-from recsys.hosts import Host, HostConfig, make_host
+from recsys.hosts import Host, HostConfig, SequentialHost, make_host
 from recsys.ids import canonical_id
 from recsys.personalised import Personalised
+
+if TYPE_CHECKING:  # onnxruntime is loaded by those who use it
+    from recsys.compiled import CompiledModel
 
 FORMAT = "persona-recsys-bundle"
 FORMAT_VERSION = 1
 LEVELS = ("host", "edit")
 
 HEADER, HOST, EDITOR, ITEMS = "bundle.json", "host.safetensors", "editor.safetensors", "items.parquet"
+COMPILED = "single.onnx"
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class Recommender:
         self.info = dict(info or {})
         self.index = {item: i for i, item in enumerate(self.item_ids, start=1)}
         self.host_digest = model.host.digest()
+        self.compiled: CompiledModel | None = None
         if model.editor is not None:
             model.editor.host = self.host_digest
 
@@ -154,25 +161,43 @@ class Recommender:
         if not histories:
             return []
         known, unknown = self.known_items(histories)
-        context = self.context(known)
-        edit = self.edit(context) if level == "edit" else None
-        state = self.model.host.encode(context)
-        scores = self.model.host.score_catalogue(state, edit, item_vectors=self.item_vectors)
+        scores, norms = self._score(known, level)
         for row, items in enumerate(known):
             banned = [] if seen else items
             if exclude is not None:
                 banned = [*banned, *self.known_items([exclude[row]])[0][0]]
             scores[row, banned] = float("-inf")
-        norms = torch.zeros(len(known)) if edit is None else edit.norm()
         return [
             Recommendation(
                 items=self._ranked(scores[row], k),
-                level="edit" if items and edit is not None else "host",
+                level="edit" if items and norms is not None else "host",
                 unknown=unknown[row],
-                edit_norm=float(norms[row]) if items else 0.0,
+                edit_norm=float(norms[row]) if items and norms is not None else 0.0,
             )
             for row, items in enumerate(known)
         ]
+
+    def _score(self, known: Sequence[Sequence[int]], level: str) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, V + 1), and the norms (B,) of the edits where there are any."""
+        if self.compiled is not None and level == "edit" and len(known) == 1 and known[0]:
+            scores, norm = self.compiled.score(known[0])
+            return torch.from_numpy(scores).unsqueeze(0), torch.tensor([norm])
+        context = self.context(known)
+        edit = self.edit(context) if level == "edit" else None
+        state = self.model.host.encode(context)
+        scores_ = self.model.host.score_catalogue(state, edit, item_vectors=self.item_vectors)
+        return scores_, None if edit is None else edit.norm()
+
+    def compile(self) -> Recommender:
+        """Compile the answer to a single history, and keep that with the bundle; takes some seconds.
+
+        Nothing is done for a host alone, or for DIN, whose time is in attending every item of the catalogue to the history.
+        """
+        if self.model.editor is not None and isinstance(self.model.host, SequentialHost):
+            from recsys.compiled import CompiledModel, compile_model
+
+            self.compiled = CompiledModel(compile_model(self.model), self.model.host.config.max_length)
+        return self
 
     def edit(self, context: Context) -> Edit | None:
         """The edit of every row; rows without a history get none (a zero edit). ``None`` if there is no editor."""
@@ -209,6 +234,8 @@ class Recommender:
             save_tensors(new / HOST, self.model.host.state_dict(), {"host": self.host_digest})
             if editor is not None:
                 save_tensors(new / EDITOR, editor.state_dict(), {"host": self.host_digest})
+            if self.compiled is not None:
+                (new / COMPILED).write_bytes(self.compiled.graph)
             items = {ITEM: self.item_ids} | ({} if self.titles is None else {TITLE: self.titles})
             pl.DataFrame(items).write_parquet(new / ITEMS)
             write_json(
@@ -221,6 +248,7 @@ class Recommender:
                     "host_digest": self.host_digest,
                     "editor_digest": None if editor is None else digest_tensors(editor.state_dict()),
                     "items_digest": digest_json(items),
+                    "compiled_digest": None if self.compiled is None else _sha256(self.compiled.graph),
                     "info": self.info,
                 },
             )
@@ -244,7 +272,13 @@ class Recommender:
             editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
             _load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
         items = _read_items(folder / ITEMS, header["items_digest"])
-        return cls(Personalised(host, editor), items[ITEM], items.get(TITLE), header["info"])
+        recommender = cls(Personalised(host, editor), items[ITEM], items.get(TITLE), header["info"])
+        if header["compiled_digest"] is not None:
+            from recsys.compiled import CompiledModel
+
+            graph = _read_graph(folder / COMPILED, header["compiled_digest"])
+            recommender.compiled = CompiledModel(graph, host.config.max_length)
+        return recommender
 
     def _ranked(self, scores: Tensor, k: int) -> list[Ranked]:
         top = scores.topk(min(k, len(self.item_ids)))
@@ -253,6 +287,20 @@ class Recommender:
             for score, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
             if np.isfinite(score)
         ]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_graph(path: Path, digest: str) -> bytes:
+    try:
+        graph = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read ({error.strerror}): fetch the bundle again") from error
+    if _sha256(graph) != digest:
+        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
+    return graph
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -266,7 +314,15 @@ def _read_header(folder: Path) -> dict[str, Any]:
             f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
             f"{FORMAT_VERSION} is needed: release the bundle again"
         )
-    missing = {"host", "editor", "host_digest", "editor_digest", "items_digest", "info"} - found.keys()
+    missing = {
+        "host",
+        "editor",
+        "host_digest",
+        "editor_digest",
+        "items_digest",
+        "compiled_digest",
+        "info",
+    } - found.keys()
     if missing:
         raise FormatError(f"{path} lacks {min(missing)!r}: release the bundle again")
     return found
