@@ -62,8 +62,11 @@ def test_an_unknown_population_tests_as_a_whole():
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"host_groups": ("c",)}, "no device belongs to the group 'c'"), ({"test": 1.0}, "between 0 and 1")]
-    + [({"adapt": 0.9, "validation": 0.2}, "leave no device for the host")],
+    [
+        ({"host_groups": ("c",)}, "no device belongs to the group 'c'"),
+        ({"test": 1.0}, "between 0 and 1"),
+        ({"adapt": 0.9, "validation": 0.2}, "leave no device for the host"),
+    ],
 )
 def test_wrong_settings(config, message):
     with pytest.raises(ConfigError, match=message):
