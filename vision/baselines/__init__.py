@@ -1,0 +1,76 @@
+"""The methods of a comparison: one file a method, one interface, ``train(problem) -> Trained``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from persona.comparison import Measured
+from persona.errors import ConfigError, nearest
+from vision.baselines.base import Problem, Trained
+from vision.baselines.batch_norm import train_batch_norm
+from vision.baselines.duet import train_duet
+from vision.baselines.finetune import finetune_adaptive, finetune_all, finetune_device
+from vision.baselines.host import train_host, train_longer
+from vision.baselines.lame import train_lame
+from vision.baselines.persona import train_frozen, train_held_back, train_joint
+from vision.baselines.t3a import train_t3a
+from vision.baselines.tent import train_tent
+
+METHODS: dict[str, Callable[[Problem], Trained]] = {
+    "host": train_host,
+    "trained_longer": train_longer,
+    "finetune_all": finetune_all,
+    "finetune_adaptive": finetune_adaptive,
+    "finetune_device": finetune_device,
+    "batch_norm": train_batch_norm,
+    "tent": train_tent,
+    "t3a": train_t3a,
+    "lame": train_lame,
+    "duet": train_duet,
+    "persona_frozen": train_frozen,
+    "persona_joint": train_joint,
+    "persona_held_back": train_held_back,
+}
+
+
+def train_method(name: str, problem: Problem) -> Trained:
+    """Train the method called ``name``.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    return METHODS[name](problem)
+
+
+def measure(problem: Problem, method: str) -> Measured:
+    """Train and test one method, or take the result that is already in the problem's folder.
+
+    Beside the metrics the summary holds the cost, ``forward_passes`` and ``backward_passes`` an image and
+    ``ms_per_image``, and what validation chose, as ``chosen_<setting>``.
+    """
+    work = problem.folder_of(method)
+    folder = None if work is None else work / "results"
+    if folder is not None and Measured.exists(folder, method):
+        return Measured.load(folder, method)
+    trained = train_method(method, problem)
+    evaluated = problem.test.run(trained.classifier)
+    cost = {"forward_passes": trained.forward_passes, "backward_passes": trained.backward_passes}
+    measured = Measured(
+        method=method,
+        summary=evaluated.summary | cost | {f"chosen_{name}": float(v) for name, v in trained.chosen.items()},
+        per_unit=evaluated.per_device,
+        units=evaluated.devices,
+        seconds=trained.seconds,
+        refresh_bytes=trained.refresh_bytes,
+        epochs=trained.result.epochs,
+        best_epoch=trained.result.best_epoch,
+        history=trained.result.history,
+    )
+    if folder is not None:
+        measured.save(folder)
+    return measured
+
+
+__all__ = ["METHODS", "Problem", "Trained", "measure", "train_method"]

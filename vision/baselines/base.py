@@ -1,0 +1,207 @@
+"""What every method of a comparison is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from persona.edits import Edit, FactoredEdit
+from persona.storage import digest_json, write_json
+from persona.training import FitConfig, FitResult, fit
+from vision.config import VisionConfig
+from vision.contexts import ContextReader
+from vision.evaluation import Classifier, Evaluation
+from vision.hosts import Host, make_host
+from vision.images import DeviceImages
+from vision.objectives import DeviceObjective, FeatureCache, ImageObjective
+from vision.personalised import Personalised, make_editor
+from vision.protocols import Split, make_split
+
+FLOAT_BYTES = 4
+# Images whose features give a context reader its scale.
+READER_IMAGES = 4000
+# Methods whose names start so depend on the settings of editors: on which layers are adaptive, at least.
+EDITED = ("persona", "duet", "finetune_adaptive", "finetune_device")
+
+Devices = NDArray[np.int64]
+OnEpoch = Callable[[str, dict[str, float]], None]
+Choice = TypeVar("Choice")
+
+
+@dataclass
+class Trained:
+    """A method, ready to be evaluated.
+
+    Attributes:
+        classifier: classifies the windows of streams.
+        refresh_bytes: what one device receives when the method adapts it once, in float32.
+        forward_passes: passes of the host through an image before it is classified.
+        backward_passes: likewise, backwards.
+        chosen: settings of the method that validation chose.
+        result: what its own training did; a host that methods share is not its own.
+        seconds: wall time of its own training.
+    """
+
+    classifier: Classifier
+    refresh_bytes: int = 0
+    forward_passes: float = 1.0
+    backward_passes: float = 0.0
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    result: FitResult = field(default_factory=FitResult)
+    seconds: float = 0.0
+
+
+class Problem:
+    """One split, host and seed on one data set: devices, evaluations, and the host that methods share.
+
+    Args:
+        data: the images.
+        config: all settings.
+        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
+            data with the same settings has the same place in it, so that only what changed is trained again.
+        on_epoch: called with the name of a training and the metrics of each of its epochs.
+    """
+
+    def __init__(
+        self, data: DeviceImages, config: VisionConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
+    ) -> None:
+        self.data, self.config, self.on_epoch = data, config, on_epoch
+        self.split: Split = make_split(data, config.split_config())
+        self.host_results: dict[str, FitResult] = {}
+        self._hosts: dict[str, dict[str, torch.Tensor]] = {}
+        self._folder: Path | None = None
+        if folder is not None:
+            owner = {"data": data.digest, **config.host_settings()}
+            self._folder = Path(folder) / f"{config.host}-seed{config.seed}-{digest_json(owner)[:8]}"
+            write_json(self._folder / "settings.json", owner)
+            write_json(self._editor_folder(self._folder) / "settings.json", config.editor_settings())
+
+    @cached_property
+    def validation(self) -> Evaluation:
+        """Devices that select epochs and settings."""
+        return self._evaluation(self.split.validation, self.config.validation_devices)
+
+    @cached_property
+    def test(self) -> Evaluation:
+        """Devices that are only ever reported."""
+        return self._evaluation(self.split.test, None)
+
+    @property
+    def everything(self) -> Devices:
+        """All devices that a method may learn from."""
+        return np.sort(np.concatenate([self.split.train, self.split.adapt]))
+
+    @property
+    def window_passes(self) -> float:
+        """How often an image is passed through the host by a method that reads whole windows."""
+        return self.config.context_images / self.config.step
+
+    def new_host(self, adaptive: str | None = None) -> Host:
+        """An untrained host, or one with the given weights; the same one each time."""
+        torch.manual_seed(self.config.seed)
+        config = self.config.host_config(self.data.n_classes, self.data.image_shape)
+        return make_host(replace(config, adaptive=adaptive or config.adaptive), self.config.weights or None)
+
+    def base_host(self, adaptive: str | None = None) -> Host:
+        """The host trained on the split's training devices, a copy for every caller."""
+        if not self._hosts:
+            model = Personalised(self.new_host())
+            self.host_results["host"] = self.train("host", model, model.parameters(), self.split.train)
+            self._hosts["host"] = {k: v.clone() for k, v in model.host.state_dict().items()}
+        host = self.new_host(adaptive)
+        host.load_state_dict(self._hosts["host"])
+        return host.eval()
+
+    def personalise(self, host: Host, *, generate: bool = False, **options: Any) -> Personalised:
+        """``host`` with an untrained editor; ``generate`` means no bound, no zero start, no transfer.
+
+        Args:
+            host: the reader takes its scale from this host's features, as it is now.
+            generate: for DUET.
+            **options: of ``Personalised``.
+        """
+        reader = ContextReader(self.config.context, host)
+        positions = self.data.positions_of(self.split.train)
+        if len(positions) > READER_IMAGES:
+            positions = np.random.default_rng([self.config.seed, 43]).choice(positions, READER_IMAGES, replace=False)
+        reader.fit(FeatureCache(host.eval(), self.data, positions)[positions], self.data.label_tensor(positions))
+        config = self.config.editor_config(reader.dim)
+        if generate:
+            config = replace(config, bound="none", zero_start=False, transfer="none")
+        torch.manual_seed(self.config.seed + 1)
+        return Personalised(host, reader, make_editor(host, config), **options)
+
+    def folder_of(self, method: str) -> Path | None:
+        """Where the work of ``method`` is kept; some depend on the editor's settings, too."""
+        if self._folder is None:
+            return None
+        return self._editor_folder(self._folder) if method.startswith(EDITED) else self._folder
+
+    def train(
+        self,
+        name: str,
+        model: Personalised,
+        parameters: Iterable[nn.Parameter],
+        devices: Devices,
+        *,
+        keep_start: bool = False,
+        fit_config: FitConfig | None = None,
+    ) -> FitResult:
+        """Train ``parameters`` of ``model`` on ``devices``; a training that is already in the folder is taken from there."""
+        config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
+        kind = ImageObjective if model.editor is None else DeviceObjective
+        objective = kind(model, self.data, devices, self.validation, config.loss_config(), config.seed)
+        return fit(
+            model,
+            parameters,
+            objective,
+            fit_config or config.host_fit(),
+            folder=None if folder is None else folder / name,
+            on_epoch=None if on_epoch is None else lambda metrics: on_epoch(name, metrics),
+            keep_start=keep_start,
+        )
+
+    def choose(self, choices: Iterable[Choice], make: Callable[[Choice], Classifier]) -> Choice:
+        """The choice whose classifier is best on the validation devices; the first of equals."""
+        scores = {choice: self.validation.run(make(choice)).summary[self.config.monitor] for choice in choices}
+        return max(scores, key=lambda choice: scores[choice])
+
+    def _editor_folder(self, folder: Path) -> Path:
+        return folder / f"editor-{digest_json(self.config.editor_settings())[:8]}"
+
+    def _evaluation(self, devices: Devices, limit: int | None) -> Evaluation:
+        return Evaluation(
+            self.data,
+            devices,
+            context=self.config.context_images,
+            step=self.config.step,
+            limit=limit,
+            seed=self.config.seed,
+        )
+
+
+def edit_bytes(edit: Edit) -> int:
+    """Bytes in float32 of what is generated for one device: cores of factored layers, whole matrices of the others."""
+    numbers = 0
+    for layer in edit.layers.values():
+        numbers += layer.core[0].numel() if isinstance(layer, FactoredEdit) else layer.dense().weight[0].numel()
+        numbers += 0 if layer.bias is None else layer.bias[0].numel()
+    return FLOAT_BYTES * numbers
+
+
+def adaptive_bytes(host: Host) -> int:
+    """Bytes of all adaptive layers in float32."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.adaptive_parameters())
+
+
+def all_bytes(host: Host) -> int:
+    """Bytes of the whole host in float32."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.parameters())

@@ -1,0 +1,97 @@
+"""Fine-tuning: for everybody on the editor's devices, or for each device on its own labels as an upper bound."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from vision.baselines.base import Problem, Trained, adaptive_bytes, all_bytes
+from vision.evaluation import Window
+from vision.hosts import Host
+from vision.images import DeviceImages
+from vision.personalised import Personalised
+
+FOLDS = 5
+STEPS = 10
+RATES = (1e-4, 3e-4, 1e-3)
+
+
+def finetune_all(problem: Problem) -> Trained:
+    """Every parameter of the host, the same for every device, on the devices that the editor learns from."""
+    model = Personalised(problem.base_host())
+    started = time.perf_counter()
+    result = problem.train("finetune_all", model, model.parameters(), problem.split.adapt, keep_start=True)
+    return Trained(model, all_bytes(model.host), result=result, seconds=time.perf_counter() - started)
+
+
+def finetune_adaptive(problem: Problem) -> Trained:
+    """The adaptive layers alone, the same for every device, on the devices that the editor learns from."""
+    model = Personalised(problem.base_host(), fixed_host=True)
+    started = time.perf_counter()
+    layers = model.host.adaptive_parameters()
+    result = problem.train("finetune_adaptive", model, layers, problem.split.adapt, keep_start=True)
+    return Trained(model, adaptive_bytes(model.host), result=result, seconds=time.perf_counter() - started)
+
+
+class DeviceFinetuning:
+    """An upper bound that no device can reach by itself: it learns from labels.
+
+    Each image is classified by a copy of the host whose adaptive layers took ``STEPS`` steps of Adam on the labelled other
+    folds of its device.
+
+    Args:
+        host: where every copy starts.
+        data: images and labels.
+        rate: of Adam.
+    """
+
+    def __init__(self, host: Host, data: DeviceImages, rate: float) -> None:
+        self.host, self.data, self.rate = host, data, rate
+        self.logits: dict[int, Tensor] = {}
+
+    def start(self, device: int) -> None:
+        """Fine-tune on this device, fold by fold."""
+        positions = self.data.positions_of(np.array([device]))
+        fold = np.arange(len(positions)) % FOLDS
+        self.logits = {}
+        for k in range(min(FOLDS, len(positions))):
+            tuned = self._tuned(positions[fold != k])
+            with torch.no_grad():
+                out = tuned(self.data.tensor(positions[fold == k]))
+            self.logits |= dict(zip(positions[fold == k].tolist(), out, strict=True))
+
+    def predict(self, window: Window) -> Tensor:
+        """Logits (m, K), each from the copy that has not seen the image's label."""
+        return torch.stack([self.logits[i] for i in window.positions[-window.new :].tolist()])
+
+    def _tuned(self, positions: NDArray[np.int64]) -> Host:
+        tuned = copy.deepcopy(self.host).eval()
+        if not len(positions):
+            return tuned
+        images, labels = self.data.tensor(positions), self.data.label_tensor(positions)
+        optimizer = torch.optim.Adam(tuned.adaptive_parameters(), lr=self.rate)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            functional.cross_entropy(tuned(images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return tuned
+
+
+def finetune_device(problem: Problem) -> Trained:
+    """Each device by itself, on its own labels: the upper bound of what personalisation could give."""
+    host = problem.base_host()
+    started = time.perf_counter()
+    rate = problem.choose(RATES, lambda rate: DeviceFinetuning(host, problem.data, rate))
+    return Trained(
+        DeviceFinetuning(host, problem.data, rate),
+        forward_passes=1.0 + STEPS,
+        backward_passes=float(STEPS),
+        chosen={"rate": rate},
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,23 @@
+"""The host as it is, and the control that was trained longer."""
+
+from __future__ import annotations
+
+import time
+
+from vision.baselines.base import Problem, Trained, all_bytes
+from vision.personalised import Personalised
+
+
+def train_host(problem: Problem) -> Trained:
+    """The converged, early-stopped host, the same for every device and never refreshed."""
+    started = time.perf_counter()
+    model = Personalised(problem.base_host())
+    return Trained(model, result=problem.host_results["host"], seconds=time.perf_counter() - started)
+
+
+def train_longer(problem: Problem) -> Trained:
+    """The control: the host trained on, on its own devices, until validation no longer improves for another round."""
+    model = Personalised(problem.base_host())
+    started = time.perf_counter()
+    result = problem.train("trained_longer", model, model.parameters(), problem.split.train, keep_start=True)
+    return Trained(model, all_bytes(model.host), result=result, seconds=time.perf_counter() - started)

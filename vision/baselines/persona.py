@@ -1,0 +1,57 @@
+"""Persona with a single prototype: the host itself plus the editor's edit, in the three modes of training."""
+
+from __future__ import annotations
+
+import time
+
+from vision.baselines.base import Devices, Problem, Trained
+from vision.baselines.duet import payload
+
+
+def train_held_back(problem: Problem) -> Trained:
+    """The editor learns from devices that its fixed host has not seen, so there is an error left to learn from."""
+    return _edit_fixed(problem, "persona_held_back", problem.split.adapt)
+
+
+def train_frozen(problem: Problem) -> Trained:
+    """The published reading: the editor learns from the very devices that its fixed host was trained on."""
+    return _edit_fixed(problem, "persona_frozen", problem.split.train)
+
+
+def train_joint(problem: Problem) -> Trained:
+    """The trained host and an editor learn on together; a share of windows is trained without an edit, so that the host
+    alone stays good.
+    """
+    model = problem.personalise(problem.base_host(), edit_dropout=problem.config.edit_dropout)
+    started = time.perf_counter()
+    result = problem.train(
+        "persona_joint", model, model.parameters(), problem.everything, fit_config=problem.config.editor_fit()
+    )
+    return Trained(
+        model,
+        payload(problem, model),
+        forward_passes=_passes(problem),
+        result=result,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _edit_fixed(problem: Problem, name: str, devices: Devices) -> Trained:
+    model = problem.personalise(problem.base_host(), fixed_host=True)
+    started = time.perf_counter()
+    assert model.editor is not None
+    result = problem.train(
+        name, model, model.editor.parameters(), devices, keep_start=True, fit_config=problem.config.editor_fit()
+    )
+    return Trained(
+        model,
+        payload(problem, model),
+        forward_passes=_passes(problem),
+        result=result,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _passes(problem: Problem) -> float:
+    """The windows without an edit, and where features change with the edit, each image once more."""
+    return problem.window_passes + (problem.config.adaptive != "classifier")

@@ -1,0 +1,236 @@
+"""Every setting of a vision experiment in one flat, typed record: what a run logs and what makes it repeatable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from persona.errors import ConfigError, nearest
+
+if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
+    from persona.editor import EditorConfig
+    from persona.training import FitConfig
+    from vision.hosts import HostConfig
+    from vision.objectives import LossConfig
+    from vision.protocols import SplitConfig
+
+MODES = ("held_back", "joint", "frozen")
+# Larger has to be better, so logloss and ece are none of them.
+MONITORS = ("accuracy", "accuracy_worst", "accuracy_pooled")
+_KINDS = {str: "text", int: "a whole number", float: "a number"}
+# What a host does not depend on: it is shared between settings that differ here.
+EDITOR_SETTINGS = (
+    "adaptive",
+    "context",
+    "devices_per_batch",
+    "steps_per_epoch",
+    "editor_epochs",
+    "editor_learning_rate",
+    "edit_dropout",
+    "transfer",
+    "head",
+    "rank",
+    "bound",
+    "tau",
+    "width",
+)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Settings of one split, host and seed.
+
+    Attributes:
+        host_groups: populations that the host learns from, separated by commas; empty for all.
+        test_groups: populations that it is deployed on; empty for all.
+        adapt_groups: populations of the devices that the editor learns from; empty takes ``test_groups``.
+        adapt_share: share of devices that the editor learns from, where the host wants them as well.
+        validation_share: share of devices that validate.
+        test_share: share of devices that test, where the source reserves none.
+        host: ``mobilenet_v3_small``, ``mobilenet_v3_large``, ``resnet18`` or ``shufflenet_v2``.
+        weights: a file of weights that the host starts from, or ``torchvision``; empty for fresh ones.
+        seed: of the split, of initialisation and of the order of images.
+        context_images: n, unlabelled images that a method is given at most.
+        step: images that arrive between two predictions, at most n.
+        batch_size: images a step of the host's training.
+        monitor: validation metric that selects epochs and choices; larger is better.
+        epochs: at most this many for a host.
+        patience: epochs without a better validation value before training stops.
+        min_epochs: patience is not counted before.
+        learning_rate: of Adam, for hosts.
+        weight_decay: decoupled.
+        mode: which devices the editor learns from: ``held_back``, ``joint`` or ``frozen``.
+        adaptive: what an edit changes: ``classifier``, ``norms`` or ``all``.
+        context: what the editor reads: ``images``, ``pooled`` or ``classes``.
+        devices_per_batch: windows a step of the editor's training.
+        steps_per_epoch: steps of an epoch of the editor.
+        editor_epochs: at most this many for an editor.
+        editor_learning_rate: of Adam, for editors.
+        edit_dropout: share of windows trained without an edit in mode ``joint``.
+        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
+        head: ``full`` or ``low_rank``.
+        rank: of the low-rank head.
+        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
+        tau: radius of the bound in units of the layer's root-mean-square weight.
+        width: of the editing codes.
+        validation_devices: at most this many devices validate an epoch.
+
+    Raises:
+        ConfigError: a setting is unknown, out of range, or contradicts another one.
+    """
+
+    host_groups: str = ""
+    test_groups: str = ""
+    adapt_groups: str = ""
+    adapt_share: float = 0.3
+    validation_share: float = 0.1
+    test_share: float = 0.2
+    host: str = "mobilenet_v3_small"
+    weights: str = ""
+    seed: int = 0
+    context_images: int = 20
+    step: int = 20
+    batch_size: int = 128
+    monitor: str = "accuracy"
+    epochs: int = 30
+    patience: int = 3
+    min_epochs: int = 0
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    mode: str = "held_back"
+    adaptive: str = "all"
+    context: str = "pooled"
+    devices_per_batch: int = 16
+    steps_per_epoch: int = 50
+    editor_epochs: int = 30
+    editor_learning_rate: float = 1e-3
+    edit_dropout: float = 0.5
+    transfer: str = "none"
+    head: str = "low_rank"
+    rank: int = 8
+    bound: str = "frobenius"
+    tau: float = 1.0
+    width: int = 32
+    validation_devices: int = 60
+
+    def __post_init__(self) -> None:
+        from vision.contexts import CONTEXTS
+
+        self._check_types()
+        for name, known in (("mode", MODES), ("context", CONTEXTS), ("monitor", MONITORS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
+        if not 0 < self.edit_dropout < 1:
+            raise ConfigError(f"edit_dropout is {self.edit_dropout}, but it is a share between 0 and 1")
+        if self.validation_devices < 1:
+            raise ConfigError(f"validation_devices is {self.validation_devices}, but it has to be at least 1")
+        if not 1 <= self.step <= self.context_images:
+            raise ConfigError(
+                f"step is {self.step} images and context_images {self.context_images}, but it takes "
+                "1 <= step <= context_images"
+            )
+        # The parts check themselves; here they are built once, so that a wrong setting is named before any work.
+        self.split_config()
+        self.host_config(n_classes=2, image_shape=(1, 32, 32))
+        self.editor_config(context_dim=1)
+        self.host_fit()
+        self.editor_fit()
+        self.loss_config()
+
+    def _check_types(self) -> None:
+        """Settings may come from a file: whole numbers do for decimal ones, and are one and the same setting."""
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            if kind is float and type(value) is int:
+                object.__setattr__(self, f.name, float(value))
+            elif type(value) is not kind:
+                raise ConfigError(f"{f.name} is {value!r}, but it has to be {_KINDS[kind]}")
+
+    def split_config(self) -> SplitConfig:
+        """Which devices train, adapt, validate and test."""
+        from vision.protocols import SplitConfig
+
+        return SplitConfig(
+            host_groups=_names(self.host_groups),
+            test_groups=_names(self.test_groups),
+            adapt_groups=_names(self.adapt_groups),
+            adapt=self.adapt_share,
+            validation=self.validation_share,
+            test=self.test_share,
+            seed=self.seed,
+        )
+
+    def host_config(self, n_classes: int, image_shape: tuple[int, int, int]) -> HostConfig:
+        """The host's settings for images (C, H, W)."""
+        from vision.hosts import HostConfig
+
+        channels, height, width = image_shape
+        return HostConfig(self.host, n_classes, channels, max(height, width), self.adaptive)
+
+    def editor_config(self, context_dim: int) -> EditorConfig:
+        """The editor's settings for a host."""
+        from persona.editor import EditorConfig
+
+        return EditorConfig(
+            context_dim=context_dim,
+            width=self.width,
+            transfer=self.transfer,
+            head=self.head,
+            rank=self.rank,
+            bound=self.bound,
+            tau=self.tau,
+        )
+
+    def host_fit(self) -> FitConfig:
+        """The training loop's settings for hosts."""
+        return self._fit(self.epochs, self.learning_rate)
+
+    def editor_fit(self) -> FitConfig:
+        """The training loop's settings for editors."""
+        return self._fit(self.editor_epochs, self.editor_learning_rate)
+
+    def loss_config(self) -> LossConfig:
+        """The objective's settings."""
+        from vision.objectives import LossConfig
+
+        return LossConfig(
+            self.batch_size, self.devices_per_batch, self.context_images, self.steps_per_epoch, self.monitor
+        )
+
+    def host_settings(self) -> dict[str, Any]:
+        """What a trained host depends on."""
+        return {k: v for k, v in self.as_dict().items() if k not in EDITOR_SETTINGS and k != "mode"}
+
+    def editor_settings(self) -> dict[str, Any]:
+        """What a trained editor depends on besides its host."""
+        return {k: v for k, v in self.as_dict().items() if k in EDITOR_SETTINGS}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VisionConfig:
+        """Inverse of ``as_dict``; an unknown name is refused."""
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
+        return cls(**values)
+
+    def _fit(self, epochs: int, learning_rate: float) -> FitConfig:
+        from persona.training import FitConfig
+
+        return FitConfig(
+            epochs=epochs,
+            patience=self.patience,
+            min_epochs=self.min_epochs,
+            learning_rate=learning_rate,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+        )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,252 @@
+"""Objectives: what an epoch is, for ``persona.training.fit``.
+
+``ImageObjective`` trains images of all devices mixed: hosts. ``DeviceObjective`` trains windows of devices, each under the
+edit that its own images ask for: editors, and hosts together with them.
+
+Shapes: N images, B devices, n images of a window, C channels, H height, W width, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from persona.errors import ConfigError, DataError
+from vision.evaluation import Evaluation
+from vision.hosts import Host
+from vision.images import DeviceImages
+from vision.personalised import Personalised
+
+# Images in one forward pass that needs no gradient.
+ROWS = 256
+
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How a batch is made and judged.
+
+    Attributes:
+        batch_size: images of a batch, for hosts.
+        devices: B, windows of a batch, for editors.
+        context: n, images of a window; shorter ones are drawn, too, so that an editor knows few images as well.
+        steps: batches of an epoch of an editor.
+        monitor: metric that selects the epoch; larger is better.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    batch_size: int = 128
+    devices: int = 16
+    context: int = 20
+    steps: int = 50
+    monitor: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "devices", "context", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class FeatureCache:
+    """Features of a fixed host's images without an edit, computed once.
+
+    Args:
+        host: in evaluation mode, and not trained while the cache is used.
+        data: the images.
+        positions: (N,) those that will be asked for.
+    """
+
+    def __init__(self, host: Host, data: DeviceImages, positions: Int64Array) -> None:
+        self.row = np.full(data.n_images, -1, np.int64)
+        self.row[positions] = np.arange(len(positions))
+        with torch.no_grad():
+            blocks = [positions[i : i + ROWS] for i in range(0, len(positions), ROWS)]
+            self.features = torch.cat([host.features(data.tensor(block)) for block in blocks])
+
+    def __getitem__(self, positions: Int64Array) -> Tensor:
+        """(...,) positions -> (..., F)."""
+        return self.features[torch.from_numpy(self.row[positions])]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images (N, C, H, W) uint8 and their labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """Windows of B devices: labels (B, n), images (B, n, C, H, W) and features (B, n, F), each where it is needed."""
+
+    labels: Tensor
+    images: Tensor | None
+    features: Tensor | None
+
+
+class _Validated:
+    """Validation on devices held out, and the metric that selects the epoch."""
+
+    def __init__(self, model: Personalised, validation: Evaluation, config: LossConfig) -> None:
+        self.model, self.validation, self.config = model, validation, config
+        self.cache: FeatureCache | None = None
+
+    @property
+    def monitor(self) -> str:
+        """Larger is better."""
+        return self.config.monitor
+
+    def validate(self) -> dict[str, float]:
+        """The metrics of the protocol."""
+        positions, logits = batched_logits(self.model, self.validation, self.cache)
+        return self.validation.judge(logits, positions).summary
+
+
+class ImageObjective(_Validated):
+    """Images of all devices, in a new order every epoch.
+
+    Args:
+        model: a host without an editor.
+        data: the images.
+        devices: whose images train.
+        validation: devices that select the epoch.
+        config: batch size, monitor.
+        seed: of the order of images.
+    """
+
+    def __init__(
+        self,
+        model: Personalised,
+        data: DeviceImages,
+        devices: Int64Array,
+        validation: Evaluation,
+        config: LossConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(model, validation, config)
+        self.data, self.positions, self.seed = data, data.positions_of(devices), seed
+
+    def batches(self, epoch: int) -> Iterator[ImageBatch]:
+        """All images once; a last batch of a single one is left out, for batch norms need two."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.positions)
+        for start in range(0, len(order), self.config.batch_size):
+            rows = order[start : start + self.config.batch_size]
+            if len(rows) > 1:
+                yield ImageBatch(self.data.tensor(rows), self.data.label_tensor(rows))
+
+    def loss(self, batch: ImageBatch) -> Tensor:
+        """Mean cross-entropy."""
+        return functional.cross_entropy(self.model.host(batch.images), batch.labels)
+
+
+class DeviceObjective(_Validated):
+    """Windows of devices: what an editor sees of a device, and what its edit is judged by.
+
+    Half of the batches have windows of ``context`` images, the others shorter ones. A window's images are drawn from
+    consecutive ones of the stream, as a device sees them.
+
+    Args:
+        model: host and editor.
+        data: the images.
+        devices: whose windows train.
+        validation: devices that select the epoch.
+        config: windows, steps, monitor.
+        seed: of the draws.
+
+    Raises:
+        DataError: no device has an image.
+    """
+
+    def __init__(
+        self,
+        model: Personalised,
+        data: DeviceImages,
+        devices: Int64Array,
+        validation: Evaluation,
+        config: LossConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(model, validation, config)
+        if not len(devices):
+            raise DataError("there are no devices to learn from: the data has too few for this protocol")
+        self.data, self.devices, self.seed = data, devices, seed
+        self.counts = (data.offsets[1:] - data.offsets[:-1])[devices]
+        if model.fixed_host:
+            known = np.concatenate([data.positions_of(devices), data.positions_of(validation.devices)])
+            self.cache = FeatureCache(model.host.eval(), data, np.unique(known))
+
+    def batches(self, epoch: int) -> Iterator[DeviceBatch]:
+        """Windows of random devices at random places of their streams."""
+        rng = np.random.default_rng([self.seed, epoch])
+        for step in range(self.config.steps):
+            wanted = self.config.context if step % 2 == 0 else int(rng.integers(1, self.config.context + 1))
+            length = min(wanted, int(self.counts.max()))
+            pool = np.flatnonzero(self.counts >= length)
+            chosen = rng.choice(pool, self.config.devices, replace=len(pool) < self.config.devices)
+            start = self.data.offsets[self.devices[chosen]] + rng.integers(0, self.counts[chosen] - length + 1)
+            yield self.batch(start[:, None] + np.arange(length))
+
+    def batch(self, positions: Int64Array) -> DeviceBatch:
+        """The windows at ``positions`` (B, n)."""
+        return device_batch(self.model, self.data, positions, self.cache)
+
+    def loss(self, batch: DeviceBatch) -> Tensor:
+        """Mean cross-entropy of all images of all windows."""
+        logits = self.model(batch.images, batch.features)
+        return functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+
+
+def device_batch(
+    model: Personalised, data: DeviceImages, positions: Int64Array, cache: FeatureCache | None
+) -> DeviceBatch:
+    """The windows at ``positions`` (B, n), with images only where features do not suffice."""
+    needed = cache is None or (model.editor is not None and not model.host.shared_features)
+    flat = positions.reshape(-1)
+    return DeviceBatch(
+        labels=data.label_tensor(flat).reshape(positions.shape),
+        images=data.tensor(flat).reshape(*positions.shape, *data.image_shape) if needed else None,
+        features=None if cache is None else cache[positions],
+    )
+
+
+@torch.no_grad()
+def batched_logits(
+    model: Personalised, evaluation: Evaluation, cache: FeatureCache | None = None
+) -> tuple[Int64Array, Tensor]:
+    """What ``evaluation.run`` asks of a model, many devices at a time.
+
+    Returns:
+        Positions (P,) of the classified images, ascending, and their logits (P, K).
+    """
+    groups: dict[tuple[int, int], list[Int64Array]] = {}
+    for device in evaluation.devices.tolist():
+        for own, new in evaluation.windows(device):
+            groups.setdefault((len(own), new), []).append(own)
+    positions: list[Int64Array] = []
+    parts: list[Tensor] = []
+    for (length, new), windows in groups.items():
+        size = max(1, ROWS // length)
+        for start in range(0, len(windows), size):
+            block = np.stack(windows[start : start + size])
+            batch = device_batch(model, evaluation.data, block, cache)
+            logits = model(batch.images, batch.features)
+            positions.append(block[:, -new:].reshape(-1))
+            parts.append(logits[:, -new:].flatten(0, 1))
+    flat = np.concatenate(positions)
+    order = np.argsort(flat)
+    return flat[order], torch.cat(parts)[torch.from_numpy(order)]

@@ -1,0 +1,108 @@
+"""A host with its parameter editor: what is trained, evaluated and served.
+
+Shapes: B devices, n images of a device, C channels, H height, W width, F features, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from persona.editor import EditorConfig, FullHead, ParameterEditor
+from persona.edits import Edit
+from vision.contexts import ContextReader
+from vision.evaluation import Window
+from vision.hosts import Host
+
+
+class Personalised(nn.Module):
+    """A host whose adaptive layers are edited by what its device sees; without an editor, the host itself.
+
+    Args:
+        host: the host.
+        reader: turns features into what the editor reads; ``None`` for the host alone.
+        editor: from the reader's tokens to edits; ``None`` for the host alone.
+        edit_dropout: share of training devices whose edit is switched off, so that the host alone stays good while both
+            learn together.
+        fixed_host: keep the host in evaluation mode (running statistics, no dropout) while the editor learns.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        reader: ContextReader | None = None,
+        editor: ParameterEditor | None = None,
+        *,
+        edit_dropout: float = 0.0,
+        fixed_host: bool = False,
+    ) -> None:
+        super().__init__()
+        self.host, self.reader, self.editor = host, reader, editor
+        self.edit_dropout, self.fixed_host = edit_dropout, fixed_host
+
+    def train(self, mode: bool = True) -> Personalised:
+        """Training or evaluation mode; a fixed host stays in evaluation mode."""
+        super().train(mode)
+        self.host.train(mode and not self.fixed_host)
+        return self
+
+    def forward(self, images: Tensor | None, features: Tensor | None = None) -> Tensor:
+        """Logits (B, n, K) of devices' images (B, n, C, H, W), each device under the edit that its images ask for.
+
+        Args:
+            images: may be ``None`` where the features are given and no edit changes them.
+            features: (B, n, F) of the host without an edit, if they are known already.
+        """
+        if features is None:
+            assert images is not None
+            features = self.host.features(images)
+        edit = self.edit(features)
+        if edit is not None:
+            edit = self._drop(edit)
+        if edit is None or self.host.shared_features:
+            return self.host.classify(features, edit)
+        assert images is not None
+        logits: Tensor = self.host(images, edit)
+        return logits
+
+    def edit(self, features: Tensor) -> Edit | None:
+        """The edit for every device from features (B, n, F), in one forward pass of the editor; ``None`` without one."""
+        if self.editor is None or self.reader is None:
+            return None
+        edit: Edit = self.editor(*self.reader(self.host.context_features(features)))
+        return edit
+
+    def start(self, device: int) -> None:
+        """Nothing is remembered of a device: a window is all that the editor reads."""
+
+    @torch.no_grad()
+    def predict(self, window: Window) -> Tensor:
+        """Logits (m, K) of the newest images of a window."""
+        if self.editor is None:
+            logits: Tensor = self.host(window.images[-window.new :])
+            return logits
+        features = self.host.features(window.images).unsqueeze(0)
+        edit = self.edit(features)
+        if self.host.shared_features:
+            return self.host.classify(features[:, -window.new :], edit)[0]
+        edited: Tensor = self.host(window.images[-window.new :].unsqueeze(0), edit)
+        return edited[0]
+
+    def _drop(self, edit: Edit) -> Edit:
+        if not self.training or self.edit_dropout == 0.0:
+            return edit
+        keep = (torch.rand(edit.batch_size) >= self.edit_dropout).float()
+        return edit.map(lambda t: t * keep.reshape(-1, *[1] * (t.ndim - 1)))
+
+
+def make_editor(host: Host, config: EditorConfig) -> ParameterEditor:
+    """An untrained editor of ``host``.
+
+    Low-rank factors of a layer with a single input, as the norms are, would hold as many numbers as its matrix and only
+    one of them would be generated: such a layer has a full head.
+    """
+    editor = ParameterEditor(config, host.adaptive.specs, host.weight_scales())
+    for i, spec in enumerate(host.adaptive.specs):
+        if spec.in_features == 1:
+            editor.heads[i] = FullHead(spec, config)
+    return editor
