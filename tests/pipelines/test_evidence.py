@@ -59,7 +59,7 @@ def test_declared_experiments_are_valid():
     for experiment in declared.values():
         assert experiment.config.protocol == experiment.protocol
         assert set(experiment.methods) | set(experiment.rivals) <= set(METHODS)
-        assert experiment.seeds >= (1 if experiment.methods == ["host"] else 3), "comparisons need seeds"
+        assert experiment.seeds >= (1 if list(experiment.methods) == ["host"] else 3), "comparisons need seeds"
 
 
 def test_stored_results_fit_their_experiments():
