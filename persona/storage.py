@@ -1,4 +1,7 @@
-"""How artifacts are stored: safetensors and JSON, digests, files and folders that appear at once or not at all."""
+"""How artifacts are stored: safetensors and JSON, digests, files and folders that appear at once or not at all.
+
+torch is loaded by the functions that need it, so that a device without it can use the others.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from persona.errors import FormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DIGEST_LENGTH = 64
 
@@ -95,6 +97,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
     """A safetensors message with a JSON ``header``."""
+    import safetensors.torch
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.save(contiguous, metadata={"persona": json.dumps(header)})
 
@@ -105,6 +109,8 @@ def tensors_from_bytes(data: bytes, source: str = "this message") -> tuple[dict[
     Raises:
         FormatError: the bytes are no safetensors message, or one without Persona's header.
     """
+    import safetensors.torch
+
     try:
         tensors = safetensors.torch.load(data)
         size = int.from_bytes(data[:8], "little")

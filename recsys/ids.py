@@ -1,9 +1,12 @@
 """Ids as text: one user or item has one spelling, whatever type it was stored as."""
 
-from numbers import Integral, Real
-from typing import Any
+from __future__ import annotations
 
-import polars as pl
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a device spells ids without polars
+    import polars as pl
 
 # An integer that text and number spell alike: no sign but a minus, no leading zero, fits 64 bits.
 INTEGER = r"^(0|-?[1-9]\d{0,17})$"
@@ -33,6 +36,8 @@ def canonical_texts(ids: pl.Series) -> pl.Series:
     Args:
         ids: integers, whole floats or text.
     """
+    import polars as pl
+
     if ids.dtype.is_float():
         ids = ids.cast(pl.Int64)
     texts = ids.cast(pl.String).str.strip_chars()
@@ -43,6 +48,8 @@ def canonical_texts(ids: pl.Series) -> pl.Series:
 
 def in_order(texts: pl.Series) -> pl.Series:
     """Distinct ids (String), sorted: by value where all of them are integers, else by the bytes of their text."""
+    import polars as pl
+
     distinct = texts.unique()
     if distinct.str.contains(INTEGER).all():
         distinct = distinct.cast(pl.Int64)
