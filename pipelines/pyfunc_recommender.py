@@ -1,7 +1,7 @@
 """The recommender as an MLflow model, from code: MLflow runs this file and gives it the bundle; nothing is unpickled.
 
 Input: a column ``history`` with the item ids of each device, oldest first. Output: one row a device with the ids, scores and
-titles of the best items, and the level that answered.
+titles of the best items, the level that answered, and why it is not the one asked for, if it is not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RecommenderModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Rank items for every row of ``model_input``; parameters ``k`` and ``level`` (``edit`` or ``host``)."""
+        """Rank items for every row of ``model_input``; parameters ``k`` and ``level`` (of ``recommender.LEVELS``)."""
         settings = params or {}
         answers = self.recommender.recommend_many(
             [list(history) for history in model_input["history"]],
@@ -40,6 +40,7 @@ class RecommenderModel(PythonModel):
                 "scores": [[item.score for item in answer.items] for answer in answers],
                 "titles": [[item.title or "" for item in answer.items] for answer in answers],
                 "level": [answer.level for answer in answers],
+                "fallback": [answer.fallback for answer in answers],
             }
         )
 

@@ -42,6 +42,14 @@ Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked
 Methods = Annotated[str, typer.Option(help="Comma-separated methods; all by default.")]
 Protocols = Annotated[str, typer.Option(help="Comma-separated protocols to evaluate under; the first one is released.")]
 
+LevelOption = Annotated[
+    str,
+    typer.Option(
+        help="edit: the whole edit; basis: prototype and remaining edit in 64 bytes; prototype: one byte; host: the same "
+        "model for everybody."
+    ),
+]
+
 WORK = Path("work")
 
 
@@ -143,7 +151,7 @@ def recommend(
     history: Annotated[str | None, typer.Option(help="Comma-separated item ids, oldest first.")] = None,
     model: Annotated[str, typer.Option(help="A bundle folder or a registered model; the workspace's by default.")] = "",
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
-    level: Annotated[str, typer.Option(help="edit: personalised; host: the same model for everybody.")] = "edit",
+    level: LevelOption = "edit",
     drop_last: Annotated[int, typer.Option(min=0, help="Leave out this many of the latest events.")] = 0,
     as_json: console.JsonOption = False,
 ) -> None:
@@ -342,6 +350,8 @@ def _show(comparison: recsys_steps.Comparison, out: console.Output) -> None:
             ),
             f"{row.seconds:.0f} s",
             f"{row.refresh_bytes:,}",
+            "-" if row.refresh_seconds is None else f"{row.refresh_seconds * 1000:,.2f} ms",
+            "-" if row.parameters is None else f"{row.parameters:,}",
         ]
         for row in comparison.rows
     ]
@@ -350,7 +360,7 @@ def _show(comparison: recsys_steps.Comparison, out: console.Output) -> None:
         f"Protocol {comparison.protocol}: {comparison.users:,} users, {comparison.seeds} seed(s), "
         f"{comparison.settings['host']} host"
     )
-    out.table(title, ["method", *columns, "training", "bytes a refresh"], rows)
+    out.table(title, ["method", *columns, "training", "bytes a refresh", "time a refresh", "parameters"], rows)
 
 
 def _say_released(released: recsys_steps.Released, out: console.Output) -> None:
@@ -362,8 +372,11 @@ def _show_answer(answer: recsys_steps.Answer, out: console.Output) -> None:
     if recommendation.unknown:
         shown = ", ".join(map(str, recommendation.unknown[:5]))
         out.say(f"{len(recommendation.unknown)} item(s) of the history are unknown and were skipped: {shown}")
+    if recommendation.fallback:
+        out.say(f"Answered at level {recommendation.level}: {recommendation.fallback}")
+    stands_on = "" if recommendation.prototype is None else f" {recommendation.prototype}"
     out.table(
-        f"From a history of {len(answer.history)} events, level {recommendation.level}",
+        f"From a history of {len(answer.history)} events, level {recommendation.level}{stands_on}",
         ["rank", "item", "title", "score"],
         [[i, item.item_id, item.title or "", item.score] for i, item in enumerate(recommendation.items, start=1)],
     )

@@ -104,6 +104,7 @@ def _signature() -> Any:
                 ColSpec(Array(DataType.double), "scores"),
                 ColSpec(strings, "titles"),
                 ColSpec(DataType.string, "level"),
+                ColSpec(DataType.string, "fallback"),
             ]
         ),
         params=ParamSchema([ParamSpec("k", DataType.long, 10), ParamSpec("level", DataType.string, "edit")]),

@@ -1,57 +1,49 @@
-"""The servable bundle: a history in, ranked items out.
+"""The servable recommender: a history in, ranked items out, at any serving level.
 
-A bundle is a folder that holds all a server needs and nothing that has to be unpickled:
+    level       what ranks                                                       falls back to
+    host        the host as it is, the same for everybody
+    prototype   the prototype nearest to the history                             host
+    basis       the prototype, and the remaining edit in the bank's basis        prototype, host
+    edit        the whole edit                                                   prototype, host
 
-    bundle.json             format, settings, digests, metrics, lineage
-    host.safetensors        the host's parameters
-    editor.safetensors      the editor's parameters (absent if the bundle is the host alone)
-    items.parquet           the vocabulary: item i is row i - 1, with its title where there is one
-    single.onnx             the answer to a single history, compiled (absent if ``compile`` was not called)
+Do no harm: an edit that is not finite is never used; the next level answers, and says why. So it is where the bundle has no
+bank or no editor, and where the history has no known item to personalise by.
 
-Shapes: B histories, V items.
+Shapes: B histories, V items, L layers, d code width.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
-from persona.editor import EditorConfig, ParameterEditor
 from persona.edits import Edit
-from persona.errors import ConfigError, DataError, FormatError, MismatchError, nearest
-from persona.storage import (
-    atomic_folder,
-    digest_json,
-    digest_tensors,
-    load_tensors,
-    read_json,
-    save_tensors,
-    write_json,
-)
+from persona.errors import ConfigError, DataError, nearest
+from persona.prototypes import PrototypeBank, Server
 from recsys.batches import Context
-from recsys.columns import ITEM, TITLE
-from recsys.hosts import Host, HostConfig, SequentialHost, make_host
+from recsys.bundle import Bundle
+from recsys.hosts import SequentialHost
 from recsys.ids import canonical_id
 from recsys.personalised import Personalised
 
 if TYPE_CHECKING:  # onnxruntime is loaded by those who use it
     from recsys.compiled import CompiledModel
 
-FORMAT = "persona-recsys-bundle"
-FORMAT_VERSION = 1
-LEVELS = ("host", "edit")
+LEVELS = ("host", "prototype", "basis", "edit")
+# What answers in turn where a level cannot.
+FALLBACKS = {level: tuple(dict.fromkeys((level, "prototype", "host"))) for level in LEVELS[1:]} | {"host": ("host",)}
 
-HEADER, HOST, EDITOR, ITEMS = "bundle.json", "host.safetensors", "editor.safetensors", "items.parquet"
-COMPILED = "single.onnx"
+NO_ITEM = "the history has no known item"
+NO_EDITOR = "the bundle has no editor"
+NO_BANK = "the bundle has no prototypes"
+NOT_FINITE = "the edit is not finite"
 
 
 @dataclass(frozen=True)
@@ -69,16 +61,32 @@ class Recommendation:
 
     Attributes:
         items: best first.
-        level: what answered, ``host`` or ``edit``. A history without a single known item is answered by the host, since
-            there is nothing to personalise by.
+        level: what answered, one of ``LEVELS``.
         unknown: ids of the history that are not in the vocabulary; they were skipped.
-        edit_norm: Frobenius norm of the edit, 0 at level ``host``.
+        edit_norm: Frobenius norm of the edit that was applied, 0 at level ``host``.
+        prototype: index of the prototype that the answer stands on, at levels ``prototype`` and ``basis``.
+        bank: version of the bundle's prototype bank, empty if it has none.
+        fallback: why a lower level answered than the one asked for; empty if none did.
     """
 
     items: list[Ranked]
     level: str
     unknown: list[Any] = field(default_factory=list)
     edit_norm: float = 0.0
+    prototype: int | None = None
+    bank: str = ""
+    fallback: str = ""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Logits (V + 1,) of one history, and what made them."""
+
+    scores: Tensor
+    level: str
+    norm: float = 0.0
+    prototype: int | None = None
+    fallback: str = ""
 
 
 class Recommender:
@@ -89,6 +97,15 @@ class Recommender:
         item_ids: (V,) ids; item i is ``item_ids[i - 1]``.
         titles: (V,) titles, or ``None``.
         info: what ``bundle.json`` tells about training: settings, metrics, data digest, lineage.
+        bank: prototypes made with this host and editor.
+
+    Attributes:
+        server: serving levels of the bank, ``None`` without one: codes in, edits and messages to devices out.
+        host_digest: what edits of this host carry.
+
+    Raises:
+        ConfigError: a bank without an editor.
+        MismatchError: the bank was made with another host or editor.
 
     Example::
 
@@ -103,6 +120,7 @@ class Recommender:
         item_ids: Sequence[str],
         titles: Sequence[str | None] | None = None,
         info: Mapping[str, Any] | None = None,
+        bank: PrototypeBank | None = None,
     ) -> None:
         self.model = model.eval()
         self.item_ids = list(item_ids)
@@ -113,6 +131,18 @@ class Recommender:
         self.compiled: CompiledModel | None = None
         if model.editor is not None:
             model.editor.host = self.host_digest
+        self.server: Server | None = None
+        if bank is not None:
+            if model.editor is None:
+                raise ConfigError(
+                    "a prototype bank needs the editor that it was made with: give a model with an editor"
+                )
+            self.server = Server(model.editor, bank)
+
+    @property
+    def bank(self) -> PrototypeBank | None:
+        """The prototype bank, if there is one."""
+        return None if self.server is None else self.server.bank
 
     @cached_property
     def item_vectors(self) -> Tensor:
@@ -134,7 +164,7 @@ class Recommender:
         Args:
             history: item ids, oldest first; unknown ids are skipped and reported, and only the last T known ones count.
             k: how many items.
-            level: ``edit`` for a personalised answer, ``host`` for the host's own.
+            level: ``edit`` for a wholly personalised answer, or another of ``LEVELS``.
             exclude: ids that must not be recommended.
             seen: whether items of the history may be recommended again.
 
@@ -161,32 +191,72 @@ class Recommender:
         if not histories:
             return []
         known, unknown = self.known_items(histories)
-        scores, norms = self._score(known, level)
-        for row, items in enumerate(known):
-            banned = [] if seen else items
+        version = "" if self.bank is None else self.bank.version
+        answers = []
+        for row, found in enumerate(self._score(known, level)):
+            banned = [] if seen else known[row]
             if exclude is not None:
                 banned = [*banned, *self.known_items([exclude[row]])[0][0]]
-            scores[row, banned] = float("-inf")
-        return [
-            Recommendation(
-                items=self._ranked(scores[row], k),
-                level="edit" if items and norms is not None else "host",
-                unknown=unknown[row],
-                edit_norm=float(norms[row]) if items and norms is not None else 0.0,
+            found.scores[banned] = float("-inf")
+            items = self._ranked(found.scores, k)
+            answers.append(
+                Recommendation(items, found.level, unknown[row], found.norm, found.prototype, version, found.fallback)
             )
-            for row, items in enumerate(known)
-        ]
+        return answers
 
-    def _score(self, known: Sequence[Sequence[int]], level: str) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, V + 1), and the norms (B,) of the edits where there are any."""
+    def _score(self, known: Sequence[Sequence[int]], level: str) -> list[_Scored]:
+        """Every history at ``level``, or at the next that can answer it."""
         if self.compiled is not None and level == "edit" and len(known) == 1 and known[0]:
             scores, norm = self.compiled.score(known[0])
-            return torch.from_numpy(scores).unsqueeze(0), torch.tensor([norm])
+            if np.isfinite(norm) and np.isfinite(scores[1:]).all():
+                return [_Scored(torch.from_numpy(scores), "edit", norm)]
         context = self.context(known)
-        edit = self.edit(context) if level == "edit" else None
+        done: dict[int, _Scored] = {}
+        reasons = ["" if items or level == "host" else NO_ITEM for items in known]
+        for step in FALLBACKS[level]:
+            rows = [i for i in range(len(known)) if i not in done and (step == "host" or reasons[i] != NO_ITEM)]
+            missing = self._missing(step)
+            if missing:
+                reasons = [reason or missing for reason in reasons]
+            elif rows:
+                answered = self._attempt(context.index_select(torch.tensor(rows)), step)
+                done |= {
+                    i: replace(a, fallback=reasons[i]) for i, a in zip(rows, answered, strict=True) if a is not None
+                }
+                reasons = [reason or NOT_FINITE for reason in reasons]
+        return [done[i] for i in range(len(known))]
+
+    def _missing(self, level: str) -> str:
+        """What the bundle lacks for a level, empty if nothing."""
+        if level == "host":
+            return ""
+        if self.model.editor is None:
+            return NO_EDITOR
+        return NO_BANK if level != "edit" and self.server is None else ""
+
+    def _attempt(self, context: Context, level: str) -> list[_Scored | None]:
+        """All rows at exactly this level; ``None`` where an edit, or what it makes of the scores, is not finite."""
         state = self.model.host.encode(context)
-        scores_ = self.model.host.score_catalogue(state, edit, item_vectors=self.item_vectors)
-        return scores_, None if edit is None else edit.norm()
+        if level == "host":
+            plain = self.model.host.score_catalogue(state, item_vectors=self.item_vectors)
+            return [_Scored(scores, level) for scores in plain]
+        codes = self.codes(context)
+        edit, prototypes = self._edit_at(codes, level)
+        scores = self.model.host.score_catalogue(state, edit, item_vectors=self.item_vectors)
+        norms = edit.norm()
+        usable = edit.is_finite() & torch.isfinite(norms)
+        usable &= torch.isfinite(codes).all(-1).all(-1) & torch.isfinite(scores[:, 1:]).all(1)
+        return [
+            _Scored(scores[i], level, float(norms[i]), prototypes[i]) if usable[i] else None
+            for i in range(len(context))
+        ]
+
+    def _edit_at(self, codes: Tensor, level: str) -> tuple[Edit, list[Any]]:
+        """(B, L, d) -> what every row's device applies at a level, and the prototypes that it stands on."""
+        if self.server is None or level == "edit":
+            assert self.model.editor is not None
+            return self.model.editor.bounded(self.model.editor.unbounded(codes)), [None] * len(codes)
+        return self.server.edit(codes, level), self.server.assign(codes).tolist()
 
     def compile(self) -> Recommender:
         """Compile the answer to a single history, and keep that with the bundle; takes some seconds.
@@ -199,13 +269,27 @@ class Recommender:
             self.compiled = CompiledModel(compile_model(self.model), self.model.host.config.max_length)
         return self
 
-    def edit(self, context: Context) -> Edit | None:
-        """The edit of every row; rows without a history get none (a zero edit). ``None`` if there is no editor."""
-        edit = self.model.edit(context)
-        if edit is None or bool((context.lengths > 0).all()):
-            return edit
-        personal = (context.lengths > 0).float()
-        return edit.map(lambda t: t * personal.reshape(-1, *[1] * (t.ndim - 1)))
+    @torch.no_grad()
+    def codes(self, context: Context) -> Tensor:
+        """(B, L, d) editing codes, what ``server`` reads of every row.
+
+        Raises:
+            ConfigError: the bundle is the host alone.
+        """
+        editor = self.model.editor
+        if editor is None:
+            raise ConfigError(
+                "this bundle is a host without an editor, so its contexts have no codes: release one with it"
+            )
+        return editor.codes(self.model.host.context_features(context), context.lengths)
+
+    def context_of(self, histories: Sequence[Sequence[Any]]) -> Context:
+        """The model's view of histories of item ids, oldest first; unknown ids are skipped.
+
+        Raises:
+            DataError: a history is a text, whose letters would pass for ids.
+        """
+        return self.context(self.known_items(histories)[0])
 
     def context(self, known: Sequence[Sequence[int]]) -> Context:
         """The model's view of item index histories: the last T of each."""
@@ -229,29 +313,8 @@ class Recommender:
 
     def save(self, folder: Path) -> None:
         """Write the bundle; the folder appears at once or not at all."""
-        editor = self.model.editor
-        with atomic_folder(Path(folder)) as new:
-            save_tensors(new / HOST, self.model.host.state_dict(), {"host": self.host_digest})
-            if editor is not None:
-                save_tensors(new / EDITOR, editor.state_dict(), {"host": self.host_digest})
-            if self.compiled is not None:
-                (new / COMPILED).write_bytes(self.compiled.graph)
-            items = {ITEM: self.item_ids} | ({} if self.titles is None else {TITLE: self.titles})
-            pl.DataFrame(items).write_parquet(new / ITEMS)
-            write_json(
-                new / HEADER,
-                {
-                    "format": FORMAT,
-                    "version": FORMAT_VERSION,
-                    "host": self.model.host.config.as_dict(),
-                    "editor": None if editor is None else editor.config.as_dict(),
-                    "host_digest": self.host_digest,
-                    "editor_digest": None if editor is None else digest_tensors(editor.state_dict()),
-                    "items_digest": digest_json(items),
-                    "compiled_digest": None if self.compiled is None else _sha256(self.compiled.graph),
-                    "info": self.info,
-                },
-            )
+        graph = None if self.compiled is None else self.compiled.graph
+        Bundle(self.model, self.item_ids, self.titles, self.info, self.bank, graph).write(folder)
 
     @classmethod
     def load(cls, folder: Path | str) -> Recommender:
@@ -262,22 +325,12 @@ class Recommender:
             FormatError: the bundle is damaged, or of a version that this release cannot read.
             MismatchError: files of the folder belong to different bundles.
         """
-        folder = Path(folder)
-        header = _read_header(folder)
-        host, config = _built(header, folder / HEADER)
-        of_host = header["host_digest"]
-        _load_state(host, folder / HOST, of_host, of_host)
-        editor = None
-        if config is not None:
-            editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
-            _load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
-        items = _read_items(folder / ITEMS, header["items_digest"])
-        recommender = cls(Personalised(host, editor), items[ITEM], items.get(TITLE), header["info"])
-        if header["compiled_digest"] is not None:
+        found = Bundle.read(folder)
+        recommender = cls(found.model, found.item_ids, found.titles, found.info, found.bank)
+        if found.graph is not None:
             from recsys.compiled import CompiledModel
 
-            graph = _read_graph(folder / COMPILED, header["compiled_digest"])
-            recommender.compiled = CompiledModel(graph, host.config.max_length)
+            recommender.compiled = CompiledModel(found.graph, found.model.host.config.max_length)
         return recommender
 
     def _ranked(self, scores: Tensor, k: int) -> list[Ranked]:
@@ -287,75 +340,3 @@ class Recommender:
             for score, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
             if np.isfinite(score)
         ]
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _read_graph(path: Path, digest: str) -> bytes:
-    try:
-        graph = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read ({error.strerror}): fetch the bundle again") from error
-    if _sha256(graph) != digest:
-        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
-    return graph
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    path = folder / HEADER
-    if not path.is_file():
-        raise DataError(f"{folder} holds no bundle (no {HEADER}): run `persona recsys release` first")
-    header = read_json(path)
-    found = header if isinstance(header, dict) else {}
-    if found.get("format") != FORMAT or found.get("version") != FORMAT_VERSION:
-        raise FormatError(
-            f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
-            f"{FORMAT_VERSION} is needed: release the bundle again"
-        )
-    missing = {
-        "host",
-        "editor",
-        "host_digest",
-        "editor_digest",
-        "items_digest",
-        "compiled_digest",
-        "info",
-    } - found.keys()
-    if missing:
-        raise FormatError(f"{path} lacks {min(missing)!r}: release the bundle again")
-    return found
-
-
-def _built(header: Mapping[str, Any], path: Path) -> tuple[Host, EditorConfig | None]:
-    """The host, yet without its parameters, and the settings of its editor."""
-    try:
-        host = make_host(HostConfig.from_dict(header["host"]))
-        return host, None if header["editor"] is None else EditorConfig.from_dict(header["editor"])
-    except (ConfigError, TypeError) as error:
-        raise FormatError(f"{path} has settings that make no model ({error}): release the bundle again") from error
-
-
-def _load_state(module: torch.nn.Module, path: Path, host: str, digest: str) -> None:
-    """Fill ``module`` with the parameters of this ``digest``, which belong to the host with the digest ``host``."""
-    tensors, header = load_tensors(path)
-    if header.get("host") != host:
-        raise MismatchError(f"{path} belongs to another host than the rest of its bundle: fetch the bundle again")
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise FormatError(f"{path} does not fit the settings of its bundle: fetch the bundle again") from error
-    if digest_tensors(tensors) != digest:
-        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
-
-
-def _read_items(path: Path, digest: str) -> dict[str, list[str]]:
-    """Ids, and titles where there are any."""
-    try:
-        items = pl.read_parquet(path).to_dict(as_series=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise FormatError(f"{path} cannot be read: fetch the bundle again") from error
-    if digest_json(items) != digest:
-        raise FormatError(f"{path} is damaged, or of another bundle (its digest differs): fetch the bundle again")
-    return items

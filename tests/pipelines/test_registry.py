@@ -61,7 +61,7 @@ def test_a_registered_bundle_is_the_candidate_with_all_that_describes_it(release
     assert "time/uauc: 0.9000" in found.description
     info = mlflow.models.get_model_info("models:/persona-recsys@candidate")
     assert info.signature.inputs.input_names() == ["history"]
-    assert info.signature.outputs.input_names() == ["items", "scores", "titles", "level"]
+    assert info.signature.outputs.input_names() == ["items", "scores", "titles", "level", "fallback"]
     assert {p.name: p.default for p in info.signature.params.params} == {"k": 10, "level": "edit"}
     assert info.saved_input_example_info["type"] == "dataframe"
 
@@ -135,6 +135,7 @@ def test_the_served_model_answers_like_the_bundle(served, recommender):
         assert frame["scores"].tolist() == [[item.score for item in answer.items] for answer in answers]
         assert frame["titles"].tolist() == [[item.title or "" for item in answer.items] for answer in answers]
         assert frame["level"].tolist() == [answer.level for answer in answers]
+        assert frame["fallback"].tolist() == [answer.fallback for answer in answers]
 
 
 def test_the_served_model_takes_arrays_no_rows_and_refuses_unknown_levels(served):

@@ -6,9 +6,10 @@ import torch
 
 from persona.editor import EditorConfig, ParameterEditor
 from persona.errors import FormatError
+from recsys.bundle import COMPILED
 from recsys.hosts import HostConfig, make_host
 from recsys.personalised import Personalised
-from recsys.recommender import COMPILED, Recommender
+from recsys.recommender import Recommender
 
 ITEMS = 60
 LENGTH = 6

@@ -256,8 +256,8 @@ def test_an_editor_of_another_host_is_a_mismatch(bundle, other):
     ("damage", "sentence"),
     [
         (lambda b: (b / "bundle.json").write_text("[]"), "format None version None"),
-        (lambda b: edit_json(b, format="persona-edit"), "has format 'persona-edit' version 1"),
-        (lambda b: edit_json(b, version=99), "version 99, but 'persona-recsys-bundle' version 1 is needed"),
+        (lambda b: edit_json(b, format="persona-edit"), "has format 'persona-edit' version 2"),
+        (lambda b: edit_json(b, version=99), "version 99, but 'persona-recsys-bundle' version 1 or 2 is needed"),
         (lambda b: edit_json(b, host=None), "bundle.json"),
         (lambda b: edit_json(b, host={"kind": "gru4rec"}), "bundle.json.*'n_items' is missing"),
         (lambda b: inner(b, "host", kind="gru5rec"), "bundle.json.*unknown host 'gru5rec'"),
@@ -280,7 +280,9 @@ def test_a_damaged_bundle_is_a_sentence_that_names_the_file(bundle, damage, sent
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("key", ["host", "editor", "host_digest", "editor_digest", "items_digest", "info"])
+@pytest.mark.parametrize(
+    "key", ["host", "editor", "host_digest", "editor_digest", "bank_version", "items_digest", "info"]
+)
 def test_a_missing_entry_is_named(bundle, key):
     path = bundle / "bundle.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))

@@ -1,0 +1,207 @@
+"""The folder that a recommender is kept in: all a server needs, and nothing that has to be unpickled.
+
+    bundle.json             format, settings, digests, metrics, lineage
+    host.safetensors        the host's parameters
+    editor.safetensors      the editor's parameters (absent if the bundle is the host alone)
+    bank/                   the prototype bank (see ``persona.prototypes``; absent if there is none)
+    items.parquet           the vocabulary: item i is row i - 1, with its title where there is one
+    single.onnx             the answer to a single history, compiled (absent if it was not)
+
+Version 1 of the format, which had no bank, is read as well.
+
+Shapes: V items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from persona.editor import EditorConfig, ParameterEditor
+from persona.errors import ConfigError, DataError, FormatError, MismatchError
+from persona.prototypes import PrototypeBank, load_bank, save_bank
+from persona.storage import (
+    atomic_folder,
+    digest_json,
+    digest_tensors,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
+from recsys.columns import ITEM, TITLE
+from recsys.hosts import Host, HostConfig, make_host
+from recsys.personalised import Personalised
+
+FORMAT = "persona-recsys-bundle"
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+
+HEADER, HOST, EDITOR, ITEMS = "bundle.json", "host.safetensors", "editor.safetensors", "items.parquet"
+BANK, COMPILED = "bank", "single.onnx"
+
+_ENTRIES = ("host", "editor", "host_digest", "editor_digest", "items_digest", "compiled_digest", "info")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What the folder holds.
+
+    Attributes:
+        model: host and editor.
+        item_ids: (V,) ids; item i is ``item_ids[i - 1]``.
+        titles: (V,) titles, or ``None``.
+        info: what is told about training: settings, metrics, data digest, lineage.
+        bank: prototypes of this host and editor.
+        graph: the compiled answer to a single history, ONNX.
+    """
+
+    model: Personalised
+    item_ids: list[str]
+    titles: list[str | None] | None
+    info: dict[str, Any]
+    bank: PrototypeBank | None = None
+    graph: bytes | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write the folder, which appears at once or not at all."""
+        host, editor = self.model.host, self.model.editor
+        of_host = host.digest()
+        items = {ITEM: self.item_ids} | ({} if self.titles is None else {TITLE: self.titles})
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "host": host.config.as_dict(),
+            "editor": None if editor is None else editor.config.as_dict(),
+            "host_digest": of_host,
+            "editor_digest": None if editor is None else digest_tensors(editor.state_dict()),
+            "bank_version": None if self.bank is None else self.bank.version,
+            "items_digest": digest_json(items),
+            "compiled_digest": None if self.graph is None else _sha256(self.graph),
+            "info": self.info,
+        }
+        with atomic_folder(Path(folder)) as new:
+            save_tensors(new / HOST, host.state_dict(), {"host": of_host})
+            if editor is not None:
+                save_tensors(new / EDITOR, editor.state_dict(), {"host": of_host})
+            if self.bank is not None:
+                save_bank(new / BANK, self.bank)
+            if self.graph is not None:
+                (new / COMPILED).write_bytes(self.graph)
+            pl.DataFrame(items).write_parquet(new / ITEMS)
+            write_json(new / HEADER, header)
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Bundle:
+        """Read what ``write`` wrote.
+
+        Raises:
+            DataError: there is no bundle in the folder.
+            FormatError: the bundle is damaged, or of a version that this release cannot read.
+            MismatchError: files of the folder belong to different bundles.
+        """
+        folder = Path(folder)
+        header = _read_header(folder)
+        host, config = _built(header, folder / HEADER)
+        of_host = header["host_digest"]
+        _load_state(host, folder / HOST, of_host, of_host)
+        editor = None
+        if config is not None:
+            editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
+            _load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
+        items: dict[str, list[Any]] = _read_items(folder / ITEMS, header["items_digest"])
+        digest = header["compiled_digest"]
+        return cls(
+            Personalised(host, editor),
+            items[ITEM],
+            items.get(TITLE),
+            header["info"],
+            _read_bank(folder / BANK, editor, of_host, header.get("bank_version")),
+            None if digest is None else _read_graph(folder / COMPILED, digest),
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    path = folder / HEADER
+    if not path.is_file():
+        raise DataError(f"{folder} holds no bundle (no {HEADER}): run `persona recsys release` first")
+    header = read_json(path)
+    found = header if isinstance(header, dict) else {}
+    if found.get("format") != FORMAT or found.get("version") not in READABLE:
+        raise FormatError(
+            f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
+            f"{' or '.join(map(str, READABLE))} is needed: release the bundle again"
+        )
+    needed = {*_ENTRIES, *(["bank_version"] if found["version"] > 1 else [])}
+    missing = needed - found.keys()
+    if missing:
+        raise FormatError(f"{path} lacks {min(missing)!r}: release the bundle again")
+    return found
+
+
+def _built(header: Mapping[str, Any], path: Path) -> tuple[Host, EditorConfig | None]:
+    """The host, yet without its parameters, and the settings of its editor."""
+    try:
+        host = make_host(HostConfig.from_dict(header["host"]))
+        return host, None if header["editor"] is None else EditorConfig.from_dict(header["editor"])
+    except (ConfigError, TypeError) as error:
+        raise FormatError(f"{path} has settings that make no model ({error}): release the bundle again") from error
+
+
+def _load_state(module: torch.nn.Module, path: Path, host: str, digest: str) -> None:
+    """Fill ``module`` with the parameters of this ``digest``, which belong to the host with the digest ``host``."""
+    tensors, header = load_tensors(path)
+    if header.get("host") != host:
+        raise MismatchError(f"{path} belongs to another host than the rest of its bundle: fetch the bundle again")
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FormatError(f"{path} does not fit the settings of its bundle: fetch the bundle again") from error
+    if digest_tensors(tensors) != digest:
+        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
+
+
+def _read_items(path: Path, digest: str) -> dict[str, list[Any]]:
+    """Ids, and titles where there are any."""
+    try:
+        items = pl.read_parquet(path).to_dict(as_series=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise FormatError(f"{path} cannot be read: fetch the bundle again") from error
+    if digest_json(items) != digest:
+        raise FormatError(f"{path} is damaged, or of another bundle (its digest differs): fetch the bundle again")
+    return items
+
+
+def _read_bank(folder: Path, editor: ParameterEditor | None, host: str, version: str | None) -> PrototypeBank | None:
+    """The bank of this ``version``, which was made for this host; ``Server`` refuses one of another editor."""
+    if version is None:
+        return None
+    bank = load_bank(folder, host)
+    if bank.version != version:
+        raise MismatchError(
+            f"{folder} holds the prototype bank {bank.version[:12]}, but its bundle was released with {version[:12]}: "
+            "fetch the bundle again"
+        )
+    if editor is None:
+        raise FormatError(f"{folder} is a prototype bank in a bundle without an editor: release the bundle again")
+    return bank
+
+
+def _read_graph(path: Path, digest: str) -> bytes:
+    try:
+        graph = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read ({error.strerror}): fetch the bundle again") from error
+    if _sha256(graph) != digest:
+        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
+    return graph
