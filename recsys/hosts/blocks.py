@@ -16,6 +16,20 @@ def tower(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim))
 
 
+class ResidualTower(nn.Sequential):
+    """x + tower(x), near the identity at the start: linear at "0" and "2", as in ``tower``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(*tower(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        found = x
+        for layer in self:
+            found = layer(found)
+        return x + found
+
+
 def tanh_layer(dim: int) -> nn.Sequential:
     """One layer, d -> d tanh."""
     return nn.Sequential(nn.Linear(dim, dim), nn.Tanh())

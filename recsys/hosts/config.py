@@ -36,7 +36,8 @@ class HostConfig:
         kind: "din", "gru4rec" or "sasrec".
         n_items: V, items of the catalogue without padding.
         variant: the preset whose arrangement of layers is used. "paper" sends the history through one tanh layer, and
-            SASRec normalises after each residual; "modern" reads the embeddings themselves, and SASRec normalises before.
+            SASRec normalises after each residual; "modern" reads the embeddings themselves, scores by them
+            (the head adds to the state), and SASRec normalises before.
         dim: d, width of embeddings and states.
         max_length: T, the longest context.
         heads: attention heads (sasrec).
