@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from vision.protocols import SplitConfig
 
 MODES = ("held_back", "joint", "frozen")
+LEARNS = ("all", "classifier")
 # Larger has to be better, so logloss and ece are none of them.
 MONITORS = ("accuracy", "accuracy_worst", "accuracy_pooled")
 _KINDS = {str: "text", int: "a whole number", float: "a number"}
@@ -48,8 +49,10 @@ class VisionConfig:
         adapt_share: share of devices that the editor learns from, where the host wants them as well.
         validation_share: share of devices that validate.
         test_share: share of devices that test, where the source reserves none.
-        host: ``mobilenet_v3_small``, ``mobilenet_v3_large``, ``resnet18`` or ``shufflenet_v2``.
-        weights: a file of weights that the host starts from, or ``torchvision``; empty for fresh ones.
+        host: ``mobilenet_v3_small``, ``mobilenet_v3_large``, ``resnet18``, ``shufflenet_v2``, ``compact`` or
+            ``efficientnet_lite0``.
+        weights: a file of weights that the host starts from, ``torchvision``, or ``package``; empty for fresh ones.
+        learns: what of a host learns: ``all`` of it, or the ``classifier`` on the features of given weights.
         seed: of the split, of initialisation and of the order of images.
         context_images: n, unlabelled images that a method is given at most.
         step: images that arrive between two predictions, at most n.
@@ -88,6 +91,7 @@ class VisionConfig:
     test_share: float = 0.2
     host: str = "mobilenet_v3_small"
     weights: str = ""
+    learns: str = "all"
     seed: int = 0
     context_images: int = 20
     step: int = 20
@@ -118,9 +122,12 @@ class VisionConfig:
         from vision.contexts import CONTEXTS
 
         self._check_types()
-        for name, known in (("mode", MODES), ("context", CONTEXTS), ("monitor", MONITORS)):
+        kinds = (("mode", MODES), ("context", CONTEXTS), ("monitor", MONITORS), ("learns", LEARNS))
+        for name, known in kinds:
             if getattr(self, name) not in known:
                 raise ConfigError(f"unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
+        if self.learns == "classifier" and not self.weights:
+            raise ConfigError("only the classifier of the host learns, but no weights are given: give --weights")
         if not 0 < self.edit_dropout < 1:
             raise ConfigError(f"edit_dropout is {self.edit_dropout}, but it is a share between 0 and 1")
         if self.validation_devices < 1:

@@ -11,11 +11,12 @@ without labels, and classifies the newest ones::
 With ``context = step = n`` this is test-time adaptation in batches of n; with ``step = 1`` every image is classified as it
 arrives. A method may remember what it saw of a device, and forgets it when the next device starts.
 
-Shapes: P images, n images of a window, m new ones, C channels, H height, W width, K classes, U devices.
+Shapes: P images, n images of a window, m new ones, F features, C channels, H height, W width, K classes, U devices.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from persona.errors import ConfigError, DataError
 from vision import metrics
+from vision.features import FeatureCache
 from vision.images import DeviceImages
 
 Int64Array = NDArray[np.int64]
@@ -41,11 +43,13 @@ class Window:
         images: (n, C, H, W) uint8.
         positions: (n,) where they stand in the data.
         new: m, how many at the end are to be classified.
+        features: (n, F) of the host that methods share, without an edit, where they are known already.
     """
 
     images: Tensor
     positions: Int64Array
     new: int
+    features: Tensor | None = None
 
 
 class Classifier(Protocol):
@@ -111,6 +115,13 @@ class Evaluation:
             devices = np.random.default_rng([seed, 17]).choice(devices, limit, replace=False)
         self.data, self.context, self.step = data, context, step
         self.devices = np.sort(devices)
+        self.cache: FeatureCache | None = None
+
+    def cached(self, cache: FeatureCache) -> Evaluation:
+        """The same evaluation with features of the shared host in its windows: for methods that keep its body."""
+        other = copy.copy(self)
+        other.cache = cache
+        return other
 
     def windows(self, device: int) -> Iterator[tuple[Int64Array, int]]:
         """The windows of one device: positions (n,) and how many of them are new."""
@@ -120,7 +131,10 @@ class Evaluation:
             yield np.arange(max(start, end - self.context), end), end - first
 
     def run(self, classifier: Classifier) -> Evaluated:
-        """Classify all streams and compute the metrics, and ``ms_per_image``, the wall time of an image."""
+        """Classify all streams and compute the metrics.
+
+        ``ms_per_image``, the wall time of an image, is among them where no features were known before.
+        """
         parts: list[Tensor] = []
         positions: list[Int64Array] = []
         seconds = 0.0
@@ -129,12 +143,14 @@ class Evaluation:
             classifier.start(device)
             seconds += time.perf_counter() - started
             for own, new in self.windows(device):
-                window = Window(self.data.tensor(own), own, new)
+                known = None if self.cache is None else self.cache[own]
+                window = Window(self.data.tensor(own), own, new, known)
                 started = time.perf_counter()
                 parts.append(classifier.predict(window).detach())
                 seconds += time.perf_counter() - started
                 positions.append(own[-new:])
-        return self.judge(torch.cat(parts), np.concatenate(positions), 1000 * seconds)
+        timed = 1000 * seconds if self.cache is None else None
+        return self.judge(torch.cat(parts), np.concatenate(positions), timed)
 
     def judge(self, logits: Tensor, positions: Int64Array, milliseconds: float | None = None) -> Evaluated:
         """The metrics of logits (P, K) at ``positions`` (P,)."""

@@ -20,12 +20,9 @@ from torch.nn import functional
 
 from persona.errors import ConfigError, DataError
 from vision.evaluation import Evaluation
-from vision.hosts import Host
+from vision.features import ROWS, FeatureCache
 from vision.images import DeviceImages
 from vision.personalised import Personalised
-
-# Images in one forward pass that needs no gradient.
-ROWS = 256
 
 Int64Array = NDArray[np.int64]
 
@@ -61,33 +58,13 @@ class LossConfig:
         return asdict(self)
 
 
-class FeatureCache:
-    """Features of a fixed host's images without an edit, computed once.
-
-    Args:
-        host: in evaluation mode, and not trained while the cache is used.
-        data: the images.
-        positions: (N,) those that will be asked for.
-    """
-
-    def __init__(self, host: Host, data: DeviceImages, positions: Int64Array) -> None:
-        self.row = np.full(data.n_images, -1, np.int64)
-        self.row[positions] = np.arange(len(positions))
-        with torch.no_grad():
-            blocks = [positions[i : i + ROWS] for i in range(0, len(positions), ROWS)]
-            self.features = torch.cat([host.features(data.tensor(block)) for block in blocks])
-
-    def __getitem__(self, positions: Int64Array) -> Tensor:
-        """(...,) positions -> (..., F)."""
-        return self.features[torch.from_numpy(self.row[positions])]
-
-
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images (N, C, H, W) uint8 and their labels (N,)."""
+    """Labels (N,) of images (N, C, H, W) uint8, or of their features (N, F) where the body does not learn."""
 
-    images: Tensor
     labels: Tensor
+    images: Tensor | None
+    features: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -127,6 +104,7 @@ class ImageObjective(_Validated):
         validation: devices that select the epoch.
         config: batch size, monitor.
         seed: of the order of images.
+        cache: features, where the body does not learn.
     """
 
     def __init__(
@@ -137,9 +115,10 @@ class ImageObjective(_Validated):
         validation: Evaluation,
         config: LossConfig,
         seed: int,
+        cache: FeatureCache | None = None,
     ) -> None:
         super().__init__(model, validation, config)
-        self.data, self.positions, self.seed = data, data.positions_of(devices), seed
+        self.data, self.positions, self.seed, self.cache = data, data.positions_of(devices), seed, cache
 
     def batches(self, epoch: int) -> Iterator[ImageBatch]:
         """All images once; a last batch of a single one is left out, for batch norms need two."""
@@ -147,11 +126,15 @@ class ImageObjective(_Validated):
         for start in range(0, len(order), self.config.batch_size):
             rows = order[start : start + self.config.batch_size]
             if len(rows) > 1:
-                yield ImageBatch(self.data.tensor(rows), self.data.label_tensor(rows))
+                yield ImageBatch(
+                    self.data.label_tensor(rows),
+                    self.data.tensor(rows) if self.cache is None else None,
+                    None if self.cache is None else self.cache[rows],
+                )
 
     def loss(self, batch: ImageBatch) -> Tensor:
         """Mean cross-entropy."""
-        return functional.cross_entropy(self.model.host(batch.images), batch.labels)
+        return functional.cross_entropy(self.model(batch.images, batch.features), batch.labels)
 
 
 class DeviceObjective(_Validated):
@@ -167,6 +150,7 @@ class DeviceObjective(_Validated):
         validation: devices that select the epoch.
         config: windows, steps, monitor.
         seed: of the draws.
+        cache: features of the fixed host without an edit, if they are known already.
 
     Raises:
         DataError: no device has an image.
@@ -180,13 +164,16 @@ class DeviceObjective(_Validated):
         validation: Evaluation,
         config: LossConfig,
         seed: int,
+        cache: FeatureCache | None = None,
     ) -> None:
         super().__init__(model, validation, config)
         if not len(devices):
             raise DataError("there are no devices to learn from: the data has too few for this protocol")
         self.data, self.devices, self.seed = data, devices, seed
         self.counts = (data.offsets[1:] - data.offsets[:-1])[devices]
-        if model.fixed_host:
+        if model.fixed_host and cache is not None:
+            self.cache = cache
+        elif model.fixed_host:
             known = np.concatenate([data.positions_of(devices), data.positions_of(validation.devices)])
             self.cache = FeatureCache(model.host.eval(), data, np.unique(known))
 

@@ -25,6 +25,7 @@ class Personalised(nn.Module):
         edit_dropout: share of training devices whose edit is switched off, so that the host alone stays good while both
             learn together.
         fixed_host: keep the host in evaluation mode (running statistics, no dropout) while the editor learns.
+        fixed_body: keep the host's body in evaluation mode, where only its classifier learns.
     """
 
     def __init__(
@@ -35,16 +36,23 @@ class Personalised(nn.Module):
         *,
         edit_dropout: float = 0.0,
         fixed_host: bool = False,
+        fixed_body: bool = False,
     ) -> None:
         super().__init__()
         self.host, self.reader, self.editor = host, reader, editor
-        self.edit_dropout, self.fixed_host = edit_dropout, fixed_host
+        self.edit_dropout, self.fixed_host, self.fixed_body = edit_dropout, fixed_host, fixed_body
 
     def train(self, mode: bool = True) -> Personalised:
         """Training or evaluation mode; a fixed host stays in evaluation mode."""
         super().train(mode)
         self.host.train(mode and not self.fixed_host)
+        self.host.body.train(mode and not (self.fixed_host or self.fixed_body))
         return self
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether all that learns comes after the features, so that these can be computed once."""
+        return self.fixed_body or (self.fixed_host and self.host.shared_features)
 
     def forward(self, images: Tensor | None, features: Tensor | None = None) -> Tensor:
         """Logits (B, n, K) of devices' images (B, n, C, H, W), each device under the edit that its images ask for.
@@ -79,9 +87,12 @@ class Personalised(nn.Module):
     def predict(self, window: Window) -> Tensor:
         """Logits (m, K) of the newest images of a window."""
         if self.editor is None:
+            if window.features is not None:
+                return self.host.classify(window.features[-window.new :])
             logits: Tensor = self.host(window.images[-window.new :])
             return logits
-        features = self.host.features(window.images).unsqueeze(0)
+        known = window.features
+        features = (self.host.features(window.images) if known is None else known).unsqueeze(0)
         edit = self.edit(features)
         if self.host.shared_features:
             return self.host.classify(features[:, -window.new :], edit)[0]

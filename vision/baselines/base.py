@@ -19,9 +19,10 @@ from persona.training import FitConfig, FitResult, fit
 from vision.config import VisionConfig
 from vision.contexts import ContextReader
 from vision.evaluation import Classifier, Evaluation
+from vision.features import FeatureCache, all_features
 from vision.hosts import Host, make_host
 from vision.images import DeviceImages
-from vision.objectives import DeviceObjective, FeatureCache, ImageObjective
+from vision.objectives import DeviceObjective, ImageObjective
 from vision.personalised import Personalised, make_editor
 from vision.protocols import Split, make_split
 
@@ -48,6 +49,7 @@ class Trained:
         chosen: settings of the method that validation chose.
         result: what its own training did; a host that methods share is not its own.
         seconds: wall time of its own training.
+        keeps_body: whether it classifies, or reads as its context, the features of the shared host.
     """
 
     classifier: Classifier
@@ -57,6 +59,7 @@ class Trained:
     chosen: Mapping[str, float] = field(default_factory=dict)
     result: FitResult = field(default_factory=FitResult)
     seconds: float = 0.0
+    keeps_body: bool = False
 
 
 class Problem:
@@ -78,6 +81,7 @@ class Problem:
         self.host_results: dict[str, FitResult] = {}
         self._hosts: dict[str, dict[str, torch.Tensor]] = {}
         self._folder: Path | None = None
+        self._features = folder
         if folder is not None:
             owner = {"data": data.digest, **config.host_settings()}
             self._folder = Path(folder) / f"{config.host}-seed{config.seed}-{digest_json(owner)[:8]}"
@@ -93,6 +97,17 @@ class Problem:
     def test(self) -> Evaluation:
         """Devices that are only ever reported."""
         return self._evaluation(self.split.test, None)
+
+    @property
+    def given_body(self) -> bool:
+        """Whether the body is that of the given weights, and only the classifier learns."""
+        return self.config.learns == "classifier"
+
+    @cached_property
+    def features(self) -> FeatureCache:
+        """Features of all images by the shared host, or by the given body, without an edit."""
+        host = self.new_host().eval() if self.given_body else self.base_host()
+        return all_features(host, self.data, self._features)
 
     @property
     def everything(self) -> Devices:
@@ -113,8 +128,9 @@ class Problem:
     def base_host(self, adaptive: str | None = None) -> Host:
         """The host trained on the split's training devices, a copy for every caller."""
         if not self._hosts:
-            model = Personalised(self.new_host())
-            self.host_results["host"] = self.train("host", model, model.parameters(), self.split.train)
+            model = Personalised(self.new_host(), fixed_body=self.given_body)
+            learned = model.host.head.parameters() if self.given_body else model.parameters()
+            self.host_results["host"] = self.train("host", model, learned, self.split.train)
             self._hosts["host"] = {k: v.clone() for k, v in model.host.state_dict().items()}
         host = self.new_host(adaptive)
         host.load_state_dict(self._hosts["host"])
@@ -124,7 +140,7 @@ class Problem:
         """``host`` with an untrained editor; ``generate`` means no bound, no zero start, no transfer.
 
         Args:
-            host: the reader takes its scale from this host's features, as it is now.
+            host: the base host, whose features give the reader its scale; for DUET a fresh one.
             generate: for DUET.
             **options: of ``Personalised``.
         """
@@ -132,7 +148,8 @@ class Problem:
         positions = self.data.positions_of(self.split.train)
         if len(positions) > READER_IMAGES:
             positions = np.random.default_rng([self.config.seed, 43]).choice(positions, READER_IMAGES, replace=False)
-        reader.fit(FeatureCache(host.eval(), self.data, positions)[positions], self.data.label_tensor(positions))
+        features = FeatureCache(host.eval(), self.data, positions)[positions] if generate else self.features[positions]
+        reader.fit(features, self.data.label_tensor(positions))
         config = self.config.editor_config(reader.dim)
         if generate:
             config = replace(config, bound="none", zero_start=False, transfer="none")
@@ -158,7 +175,9 @@ class Problem:
         """Train ``parameters`` of ``model`` on ``devices``; a training that is already in the folder is taken from there."""
         config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
         kind = ImageObjective if model.editor is None else DeviceObjective
-        objective = kind(model, self.data, devices, self.validation, config.loss_config(), config.seed)
+        fixed = model.reads_features if model.editor is None else model.fixed_host
+        cache = self.features if fixed else None
+        objective = kind(model, self.data, devices, self.validation, config.loss_config(), config.seed, cache)
         return fit(
             model,
             parameters,
@@ -171,7 +190,8 @@ class Problem:
 
     def choose(self, choices: Iterable[Choice], make: Callable[[Choice], Classifier]) -> Choice:
         """The choice whose classifier is best on the validation devices; the first of equals."""
-        scores = {choice: self.validation.run(make(choice)).summary[self.config.monitor] for choice in choices}
+        known = self.validation.cached(self.features)
+        scores = {choice: known.run(make(choice)).summary[self.config.monitor] for choice in choices}
         return max(scores, key=lambda choice: scores[choice])
 
     def _editor_folder(self, folder: Path) -> Path:

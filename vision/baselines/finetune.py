@@ -36,7 +36,13 @@ def finetune_adaptive(problem: Problem) -> Trained:
     started = time.perf_counter()
     layers = model.host.adaptive_parameters()
     result = problem.train("finetune_adaptive", model, layers, problem.split.adapt, keep_start=True)
-    return Trained(model, adaptive_bytes(model.host), result=result, seconds=time.perf_counter() - started)
+    return Trained(
+        model,
+        adaptive_bytes(model.host),
+        result=result,
+        seconds=time.perf_counter() - started,
+        keeps_body=model.host.shared_features,
+    )
 
 
 class DeviceFinetuning:

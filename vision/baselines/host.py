@@ -12,12 +12,15 @@ def train_host(problem: Problem) -> Trained:
     """The converged, early-stopped host, the same for every device and never refreshed."""
     started = time.perf_counter()
     model = Personalised(problem.base_host())
-    return Trained(model, result=problem.host_results["host"], seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Trained(model, result=problem.host_results["host"], seconds=seconds, keeps_body=True)
 
 
 def train_longer(problem: Problem) -> Trained:
     """The control: the host trained on, on its own devices, until validation no longer improves for another round."""
-    model = Personalised(problem.base_host())
+    model = Personalised(problem.base_host(), fixed_body=problem.given_body)
     started = time.perf_counter()
-    result = problem.train("trained_longer", model, model.parameters(), problem.split.train, keep_start=True)
-    return Trained(model, all_bytes(model.host), result=result, seconds=time.perf_counter() - started)
+    learned = model.host.head.parameters() if problem.given_body else model.parameters()
+    result = problem.train("trained_longer", model, learned, problem.split.train, keep_start=True)
+    seconds = time.perf_counter() - started
+    return Trained(model, all_bytes(model.host), result=result, seconds=seconds, keeps_body=problem.given_body)

@@ -38,7 +38,7 @@ class Lame:
     @torch.no_grad()
     def predict(self, window: Window) -> Tensor:
         """Logarithms (m, K) of the corrected beliefs."""
-        features = self.host.features(window.images)
+        features = self.host.features(window.images) if window.features is None else window.features
         beliefs = self.host.classify(features).softmax(1)
         return corrected(beliefs, affinity(features, self.neighbours)).log()[-window.new :]
 
@@ -74,5 +74,6 @@ def train_lame(problem: Problem) -> Trained:
         Lame(host, neighbours),
         forward_passes=problem.window_passes,
         chosen={"neighbours": neighbours},
+        keeps_body=True,
         seconds=time.perf_counter() - started,
     )

@@ -49,6 +49,7 @@ def _edit_fixed(problem: Problem, name: str, devices: Devices) -> Trained:
         forward_passes=_passes(problem),
         result=result,
         seconds=time.perf_counter() - started,
+        keeps_body=True,
     )
 
 

@@ -40,7 +40,9 @@ class T3A:
     @torch.no_grad()
     def predict(self, window: Window) -> Tensor:
         """Logits (m, K) after the new images have become supports."""
-        z: Tensor = self.host.head[:-1](self.host.features(window.images[-window.new :]))
+        known = window.features
+        features = self.host.features(window.images[-window.new :]) if known is None else known[-window.new :]
+        z: Tensor = self.host.head[:-1](features)
         self._add(z)
         return z @ self._prototypes().T
 
@@ -68,4 +70,5 @@ def train_t3a(problem: Problem) -> Trained:
     host = problem.base_host()
     started = time.perf_counter()
     keep = problem.choose(SUPPORTS, lambda keep: T3A(host, keep))
-    return Trained(T3A(host, keep), chosen={"supports": keep}, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Trained(T3A(host, keep), chosen={"supports": keep}, seconds=seconds, keeps_body=True)

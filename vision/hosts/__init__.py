@@ -1,4 +1,4 @@
-"""The hosts on torchvision: one contract (``Host``), four kinds.
+"""The hosts: one contract (``Host``); four kinds of torchvision, a compact one for small images, EfficientNet-Lite0.
 
 Example::
 

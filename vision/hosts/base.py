@@ -19,17 +19,15 @@ from torch import Tensor, nn
 from persona.adaptive import AdaptiveLayers
 from persona.edits import Edit
 from persona.errors import MismatchError
-from vision.hosts.backbones import FAMILIES, build_model
+from vision.hosts.backbones import build_model
 from vision.hosts.config import HostConfig
+from vision.hosts.families import FAMILIES
 from vision.hosts.norms import SCALE, SHIFT, EditableNorm, make_editable
 from vision.hosts.weights import load_into
 
-# Mean and standard deviation of ImageNet's channels, which torchvision's weights expect.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 class Host(nn.Module):
-    """A torchvision classifier whose adaptive layers can be edited.
+    """A light classifier whose adaptive layers can be edited.
 
     Args:
         config: the settings.
@@ -62,7 +60,7 @@ class Host(nn.Module):
         first = self.head.get_submodule(linear[0].removeprefix("head."))
         assert isinstance(first, nn.Linear)
         self.feature_dim = first.in_features
-        mean, std = torch.tensor(MEAN), torch.tensor(STD)
+        mean, std = (torch.tensor(values) for values in FAMILIES[config.kind].scaling)
         if config.channels == 1:
             mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
         self.register_buffer("mean", mean[:, None, None], persistent=False)

@@ -8,7 +8,9 @@ from typing import Any
 
 from persona.errors import ConfigError, nearest
 
-KINDS = ("mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "shufflenet_v2")
+TORCHVISION_KINDS = ("mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "shufflenet_v2")
+# The last one needs packages of its own.
+KINDS = (*TORCHVISION_KINDS, "compact", "efficientnet_lite0")
 ADAPTIVE = ("classifier", "norms", "all")
 # Up to this side in pixels a host keeps the resolution in its stem, where larger images lose three quarters of it.
 SMALL_IMAGES = 64
@@ -19,7 +21,8 @@ class HostConfig:
     """What a host is built from.
 
     Attributes:
-        kind: ``mobilenet_v3_small``, ``mobilenet_v3_large``, ``resnet18`` or ``shufflenet_v2``.
+        kind: ``mobilenet_v3_small``, ``mobilenet_v3_large``, ``resnet18``, ``shufflenet_v2``, ``compact`` or
+            ``efficientnet_lite0``.
         n_classes: K.
         channels: 1 (gray) or 3.
         size: side of the images in pixels; up to 64 the stem keeps their resolution.

