@@ -35,6 +35,7 @@ EDITOR_SETTINGS = (
     "bound",
     "tau",
     "width",
+    "prototypes",
 )
 
 
@@ -77,6 +78,7 @@ class VisionConfig:
         bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
         tau: radius of the bound in units of the layer's root-mean-square weight.
         width: of the editing codes.
+        prototypes: K, at most.
         validation_devices: at most this many devices validate an epoch.
 
     Raises:
@@ -116,6 +118,7 @@ class VisionConfig:
     bound: str = "frobenius"
     tau: float = 1.0
     width: int = 32
+    prototypes: int = 16
     validation_devices: int = 60
 
     def __post_init__(self) -> None:
@@ -130,8 +133,9 @@ class VisionConfig:
             raise ConfigError("only the classifier of the host learns, but no weights are given: give --weights")
         if not 0 < self.edit_dropout < 1:
             raise ConfigError(f"edit_dropout is {self.edit_dropout}, but it is a share between 0 and 1")
-        if self.validation_devices < 1:
-            raise ConfigError(f"validation_devices is {self.validation_devices}, but it has to be at least 1")
+        for name in ("prototypes", "validation_devices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
         if not 1 <= self.step <= self.context_images:
             raise ConfigError(
                 f"step is {self.step} images and context_images {self.context_images}, but it takes "

@@ -80,6 +80,12 @@ class Personalised(nn.Module):
         edit: Edit = self.editor(*self.reader(self.host.context_features(features)))
         return edit
 
+    def codes(self, features: Tensor) -> Tensor:
+        """The editing codes (B, L, d) of devices from features (B, n, F)."""
+        assert self.editor is not None
+        assert self.reader is not None
+        return self.editor.codes(*self.reader(self.host.context_features(features)))
+
     def start(self, device: int) -> None:
         """Nothing is remembered of a device: a window is all that the editor reads."""
 

@@ -14,12 +14,13 @@ Letters: N images, n images of one device.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, DataError, nearest
 from vision.corruptions import CORRUPTIONS, check_corruption, corrupt
 from vision.images import DeviceImages
 
@@ -109,3 +110,104 @@ def plan(device: int, length: int, config: StreamConfig) -> tuple[NDArray[np.int
         kind = rng.choice(chosen, periods)[period]
         severity = rng.integers(1, config.severity + 1, periods)[period]
     return np.where(severity > 0, kind, CLEAN).astype(np.int64), severity.astype(np.int64)
+
+
+def stream_suite(
+    data: DeviceImages,
+    config: StreamConfig,
+    *,
+    orders: tuple[str, ...] = ORDERS[:3],
+    length: int = 60,
+    adapt: float = 0.25,
+    test: float = 0.25,
+) -> DeviceImages:
+    """Clean devices to learn from, and every order of every corruption over images that none of them holds.
+
+    The images are divided at random into three parts without overlap: clean devices (group ``clean``), streams to adapt on and
+    streams to test (reserved), the last two cut into pieces of ``length`` images, each of which becomes one stream for every
+    order and corruption. A stream is named ``<order>/<corruption>/<piece>`` and belongs to the group of its order. A protocol
+    takes ``clean`` as the groups of the host and the orders as those of the test.
+
+    Args:
+        data: images, whoever they are of.
+        config: severity, period, corruptions, seed; its order is not used.
+        orders: of the streams.
+        length: images of a piece, at most.
+        adapt: share of the images in streams to adapt on.
+        test: share of the images in streams to test.
+
+    Raises:
+        ConfigError: an order is unknown, shares or length are out of range, or the package of corruptions is missing.
+        DataError: there are too few images.
+    """
+    if length < 1 or not (0 < adapt < 1 and 0 < test < 1 and adapt + test < 1):
+        raise ConfigError(
+            "streams need a length of at least 1 and shares to adapt and to test that leave images for the host"
+        )
+    order_of = np.random.default_rng([config.seed, 53]).permutation(data.n_images)
+    n_adapt, n_test = round(adapt * data.n_images), round(test * data.n_images)
+    if min(n_adapt, n_test, data.n_images - n_adapt - n_test) < 2:
+        raise DataError(f"{data.n_images} images are too few for streams: give more")
+    parts = _Parts([], [], [], [], [])
+    for i, piece in enumerate(_pieces(order_of[n_adapt + n_test :], length)):
+        parts.add(data, piece, f"clean/{i}", "clean", False)
+    for reserved, pool in ((False, order_of[:n_adapt]), (True, order_of[n_adapt : n_adapt + n_test])):
+        for order in orders:
+            for kind in config.corruptions:
+                own = replace(config, order=order, corruptions=(kind,))
+                for i, piece in enumerate(_pieces(pool, length)):
+                    name = f"{order}/{kind}/{'test' if reserved else 'adapt'}{i}"
+                    parts.add(data, piece, name, order, reserved, own)
+    return parts.build(data, {"streams": {**asdict(config), "orders": list(orders), "length": length}})
+
+
+@dataclass
+class _Parts:
+    """Devices as they are gathered."""
+
+    pixels: list[NDArray[np.uint8]]
+    labels: list[NDArray[np.int64]]
+    names: list[str]
+    groups: list[str]
+    reserved: list[bool]
+
+    def add(
+        self,
+        data: DeviceImages,
+        positions: NDArray[np.int64],
+        name: str,
+        group: str,
+        reserved: bool,
+        config: StreamConfig | None = None,
+    ) -> None:
+        """One device, its images corrupted as ``config`` says."""
+        pixels = data.pixels[positions].copy()
+        if config is not None:
+            kinds, severities = plan(0, len(positions), config)
+            # The seed goes by the order, too: the same image is corrupted anew in each of its streams.
+            seed = [config.seed, ORDERS.index(config.order)]
+            for i in np.flatnonzero(kinds != CLEAN):
+                name_of = CORRUPTIONS[kinds[i]]
+                pixels[i] = corrupt(pixels[i], name_of, int(severities[i]), [*seed, int(positions[i])])
+        self.pixels.append(pixels)
+        self.labels.append(data.labels[positions])
+        self.names.append(name)
+        self.groups.append(group)
+        self.reserved.append(reserved)
+
+    def build(self, data: DeviceImages, meta: dict[str, Any]) -> DeviceImages:
+        """All of them as data of their own."""
+        return DeviceImages.from_arrays(
+            np.concatenate(self.pixels),
+            np.concatenate(self.labels),
+            np.repeat(np.arange(len(self.names)), [len(labels) for labels in self.labels]),
+            device_ids=self.names,
+            class_names=data.class_names,
+            groups=self.groups,
+            reserved=self.reserved,
+            meta={**data.meta, **meta},
+        )
+
+
+def _pieces(positions: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
+    return list(np.array_split(positions, -(-len(positions) // length)))

@@ -13,6 +13,7 @@ from vision.baselines.finetune import finetune_adaptive, finetune_all, finetune_
 from vision.baselines.host import train_host, train_longer
 from vision.baselines.lame import train_lame
 from vision.baselines.persona import train_frozen, train_held_back, train_joint
+from vision.baselines.prototypes import train_basis, train_prototypes, train_refined
 from vision.baselines.t3a import train_t3a
 from vision.baselines.tent import train_tent
 
@@ -29,6 +30,9 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "duet": train_duet,
     "persona_frozen": train_frozen,
     "persona_joint": train_joint,
+    "persona_prototypes": train_prototypes,
+    "persona_refined": train_refined,
+    "persona_basis": train_basis,
     "persona_held_back": train_held_back,
 }
 

@@ -91,12 +91,12 @@ class Problem:
     @cached_property
     def validation(self) -> Evaluation:
         """Devices that select epochs and settings."""
-        return self._evaluation(self.split.validation, self.config.validation_devices)
+        return self.evaluation(self.split.validation, self.config.validation_devices)
 
     @cached_property
     def test(self) -> Evaluation:
         """Devices that are only ever reported."""
-        return self._evaluation(self.split.test, None)
+        return self.evaluation(self.split.test)
 
     @property
     def given_body(self) -> bool:
@@ -197,7 +197,8 @@ class Problem:
     def _editor_folder(self, folder: Path) -> Path:
         return folder / f"editor-{digest_json(self.config.editor_settings())[:8]}"
 
-    def _evaluation(self, devices: Devices, limit: int | None) -> Evaluation:
+    def evaluation(self, devices: Devices, limit: int | None = None) -> Evaluation:
+        """Windows of some devices, as the settings cut them."""
         return Evaluation(
             self.data,
             devices,

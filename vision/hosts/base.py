@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from persona.adaptive import AdaptiveLayers
 from persona.edits import Edit
 from persona.errors import MismatchError
+from persona.storage import digest_tensors
 from vision.hosts.backbones import build_model
 from vision.hosts.config import HostConfig
 from vision.hosts.families import FAMILIES
@@ -122,6 +123,10 @@ class Host(nn.Module):
         The features of the host without an edit, and beside them what the host believes the image shows.
         """
         return torch.cat([features, self.head(features).softmax(-1)], dim=-1)
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of all parameters and running statistics: what edits and bundles belong to."""
+        return digest_tensors(self.state_dict())
 
     def weight_scales(self) -> Tensor:
         """(L,) the unit of an edit's bound: the root-mean-square weight of each adaptive layer.

@@ -1,0 +1,68 @@
+"""Prototypes of devices: from the windows that devices show to a bank, and to what a device applies of it.
+
+Shapes: W windows, n images of a window, L adaptive layers, d code width, F features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from persona.edits import Edit
+from persona.prototypes import PrototypeBank, Server, UserStatistics
+from vision.evaluation import Evaluation
+from vision.features import FeatureCache
+from vision.personalised import Personalised
+
+Int64Array = NDArray[np.int64]
+
+
+class ServedAtLevel(Personalised):
+    """A personalised host whose device applies what a serving level sends, rounding included.
+
+    Args:
+        model: host, reader and editor.
+        server: of the editor's bank.
+        level: ``prototype``, ``basis`` or another level of ``persona.prototypes``.
+    """
+
+    def __init__(self, model: Personalised, server: Server, level: str) -> None:
+        super().__init__(model.host, model.reader, model.editor, fixed_host=True)
+        self.server, self.level = server, level
+        self.eval()
+
+    def edit(self, features: Tensor) -> Edit | None:
+        """What every device applies, from features (B, n, F)."""
+        return self.server.edit(self.codes(features), self.level)
+
+
+@torch.no_grad()
+def window_codes(
+    model: Personalised, evaluation: Evaluation, cache: FeatureCache | None = None
+) -> tuple[Tensor, Int64Array]:
+    """Codes (W, L, d) of all windows of devices, without their labels, and the device (W,) of each."""
+    codes: list[Tensor] = []
+    owners: list[int] = []
+    for device in evaluation.devices.tolist():
+        for own, _ in evaluation.windows(device):
+            features = model.host.features(evaluation.data.tensor(own)) if cache is None else cache[own]
+            codes.append(model.codes(features.unsqueeze(0)))
+            owners.append(device)
+    return torch.cat(codes), np.array(owners, np.int64)
+
+
+def window_statistics(server: Server, codes: Tensor, owners: Int64Array) -> UserStatistics:
+    """What refinement reads of the windows of devices: codes (W, L, d) and their devices (W,)."""
+    return UserStatistics.collect(codes, torch.from_numpy(owners), server.assign(codes), len(server.bank))
+
+
+def usable(k: int, codes: Tensor) -> int:
+    """At most k prototypes, and no more than there are distinct codes."""
+    return min(k, len(torch.unique(codes.flatten(1), dim=0)))
+
+
+def bank_levels(bank: PrototypeBank | None) -> tuple[str, ...]:
+    """The levels that a bundle with this bank can serve."""
+    return ("host", "edit") if bank is None else ("host", "prototype", "basis", "edit")
