@@ -16,16 +16,16 @@ from recsys.config import RecsysConfig
 SECTION = "Settings (kept from step to step in the workspace)"
 
 
-def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command(given, ...)`` one option for every setting of ``RecsysConfig``.
+def with_settings(command: Callable[..., Any], record: type[Any] = RecsysConfig) -> Callable[..., Any]:
+    """Give ``command(given, ...)`` one option for every setting of ``record``, a dataclass that describes its attributes.
 
     The options that were used arrive in the dictionary ``given``; the rest are ``None`` in it.
     """
-    described = _descriptions()
-    types = get_type_hints(RecsysConfig)
-    names = [f.name for f in fields(RecsysConfig)]
+    described = _descriptions(record)
+    types = get_type_hints(record)
+    names = [f.name for f in fields(record)]
     settings = []
-    for setting in fields(RecsysConfig):
+    for setting in fields(record):
         assert setting.default is not MISSING
         text = f"{described[setting.name]} [default: {setting.default}]"
         flag = f"--{setting.name.replace('_', '-')}"
@@ -48,9 +48,9 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _descriptions() -> dict[str, str]:
-    """What the docstring of ``RecsysConfig`` says of each setting."""
-    documentation = inspect.getdoc(RecsysConfig) or ""
+def _descriptions(record: type[Any]) -> dict[str, str]:
+    """What the docstring of ``record`` says of each setting."""
+    documentation = inspect.getdoc(record) or ""
     attributes = documentation.partition("Attributes:")[2].partition("Raises:")[0]
     found = re.findall(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", attributes, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.replace("``", "").split()) for name, text in found}

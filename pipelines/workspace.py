@@ -74,14 +74,19 @@ class Workspace:
         """
         remembered = read_json(self.root / SETTINGS) if (self.root / SETTINGS).exists() else {}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return RecsysConfig.from_dict({**remembered, **_read_toml(file), **chosen})
+        return RecsysConfig.from_dict({**remembered, **read_toml(file), **chosen})
 
     def remember(self, config: RecsysConfig) -> None:
         """Keep the settings for the next step."""
         write_json(self.root / SETTINGS, config.as_dict())
 
 
-def _read_toml(file: Path | None) -> dict[str, Any]:
+def read_toml(file: Path | None) -> dict[str, Any]:
+    """The settings of a file, if one is given.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not TOML.
+    """
     if file is None:
         return {}
     try:
