@@ -33,7 +33,7 @@ def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metri
     import mlflow
     import pandas as pd
 
-    _hush()
+    hush()
     root = Path(__file__).parents[1]
     example = pd.DataFrame({"history": [recommender.item_ids[:EXAMPLE_LENGTH]]})
     logged = mlflow.pyfunc.log_model(
@@ -63,7 +63,7 @@ def download(uri: str) -> Path:
     Raises:
         DataError: there is no such model, or it holds no bundle.
     """
-    _hush()
+    hush()
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -77,7 +77,7 @@ def download(uri: str) -> Path:
     raise DataError(f"{uri} holds no bundle of this project: name a version of {MODEL}")
 
 
-def _hush() -> None:
+def hush() -> None:
     """Keep MLflow from reporting its own steps, and from warning of a missing pip, which nothing here needs."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
