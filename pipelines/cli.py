@@ -9,7 +9,7 @@ import typer
 
 from persona import runtime
 from persona.errors import ConfigError
-from pipelines import console, doctor, recsys_cli
+from pipelines import console, doctor, recsys_cli, tracking, workbench_cli
 from pipelines.store import artifact_root, database_path, default_uri, prepared
 
 HOST = "127.0.0.1"
@@ -19,6 +19,7 @@ PortOption = Annotated[int, typer.Option(help="Port of the MLflow UI.", min=1, m
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(recsys_cli.app, name="recsys")
+workbench_cli.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -84,7 +85,8 @@ def ui(port: PortOption = PORT) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command `persona` and return its exit code; ``arguments`` default to those of the process."""
     runtime.set_environment()
-    return console.run(app, arguments)
+    tracking.command_line[:] = sys.argv[1:] if arguments is None else arguments
+    return console.run(app, arguments, on_failure=tracking.note_failure)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -179,13 +179,20 @@ def _fail(sentence: str, kind: str, as_json: bool) -> None:
         print(to_json({"error": sentence, "kind": kind}))
 
 
-def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, name: str = "persona") -> int:
+def run(
+    app: typer.Typer,
+    arguments: Sequence[str] | None = None,
+    *,
+    name: str = "persona",
+    on_failure: Callable[[str], None] = lambda sentence: None,
+) -> int:
     """Run a command line and return its exit code; bugs leave as the exceptions they are.
 
     Args:
         app: the commands; one that returns a number ends with that exit code.
         arguments: those of the process if left out.
         name: of the program in its help.
+        on_failure: told the sentence of what the user can mend, besides printing it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
@@ -193,8 +200,10 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, name: str =
         code = typer.main.get_command(app).main(args=given, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except PersonaError as error:
+        on_failure(str(error))
         return fail(error, as_json=as_json)
     except typer.TyperException as error:
+        on_failure(error.format_message())
         return _misused(error, as_json)
     except typer.Abort:
         code = INTERRUPTED

@@ -8,21 +8,29 @@ Databases that hold runs are never changed here: an outdated one is refused with
 import logging
 import os
 import shlex
+import socket
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from enum import Enum, auto
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
 from persona.errors import ConfigError
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 LOCK_SECONDS = 120.0
+LEASE_SECONDS = 30.0
+LEASE_POLL_SECONDS = 0.1
 
 
 class State(Enum):
@@ -185,16 +193,62 @@ def prepared(uri: str) -> Iterator[None]:
         lock.release()
 
 
-def _acquire(path: Path) -> FileLock:
-    """The held lock of the store whose database is ``path``."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS)
+@contextmanager
+def exclusive(client: "MlflowClient", model: str) -> Iterator[None]:
+    """Let one process at a time decide on a registered model, whichever store it is in.
+
+    On this machine a lock of the file system does it, which ends with its process. A server has no locks, but the names of
+    its models are unique: whoever makes the model ``<model>.lock`` may go on, and deletes it in the end.
+
+    Raises:
+        ConfigError: another process did not come to its end in time.
+    """
+    path = database_path(client.tracking_uri)
+    if path is not None:
+        lock = _acquire(path, f"{path.name}.{model}")
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    _lease(client, f"{model}.lock")
+    try:
+        yield
+    finally:
+        client.delete_registered_model(f"{model}.lock")
+
+
+def _lease(client: "MlflowClient", name: str) -> None:
+    """Make the registered model ``name``, as soon as there is none."""
+    from mlflow.exceptions import MlflowException
+
+    until = time.monotonic() + LEASE_SECONDS
+    while True:
+        try:
+            client.create_registered_model(name, description=f"Held by process {os.getpid()} of {socket.gethostname()}")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"somebody has held {name} for {LEASE_SECONDS:.0f} s: if that process is gone, delete the registered "
+                    f"model {name} and try again"
+                ) from None
+            time.sleep(LEASE_POLL_SECONDS)
+        else:
+            return
+
+
+def _acquire(path: Path, name: str = "") -> FileLock:
+    """The held lock of the store whose database is ``path``, or of a part of it."""
+    lock = FileLock(path.with_name(f".{name or path.name}.lock"), timeout=LOCK_SECONDS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):  # some file systems let the lock wait for ever instead of failing
             lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"another process has been preparing {path} for {LOCK_SECONDS:.0f} s: see if it hangs"
+            f"another process has been at work on {path} for {LOCK_SECONDS:.0f} s: see if it hangs"
         ) from None
     except OSError as error:
         raise ConfigError(f"the MLflow store {path.parent} cannot be written: {error.strerror or error}") from error

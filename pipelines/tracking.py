@@ -14,10 +14,13 @@ Example::
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import re
+import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,9 +40,14 @@ if TYPE_CHECKING:
 LONGEST_VALUE = 500
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
-FAILURE_TAG = "failure"
+FAILURE_TAG, COMMAND_TAG, FOLDER_TAG, PROCESS_TAG = "failure", "command", "folder", "process"
 
 logger = logging.getLogger(__name__)
+
+# The command line of this process, set by ``cli.main``.
+command_line: list[str] = []
+# Of each continued run, the runs (name, id) that it had started and that were not continued yet.
+_left: dict[str, list[tuple[str, str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,32 @@ def connect(experiment: str) -> Store:
     Raises:
         ConfigError: the store is a folder of files, cannot be opened, or has the experiment in its bin.
     """
+    with _opened() as (uri, store):
+        import mlflow
+
+        active = mlflow.active_run()
+        joined = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
+        path = database_path(uri)
+        chosen = store.get_run(joined).info.experiment_id if joined else _experiment(store, experiment, path)
+        mlflow.set_experiment(experiment_id=chosen)
+    return Store(uri, chosen)
+
+
+def client() -> MlflowClient:
+    """A client of the store in use, for commands that look at it and log nothing.
+
+    Raises:
+        ConfigError: as ``connect``.
+    """
+    with _opened() as (_, store):
+        return store
+
+
+@contextmanager
+def _opened() -> Iterator[tuple[str, MlflowClient]]:
+    """The store in use and a client of it, held by nobody else; what MLflow has against it becomes a sentence."""
     uri = default_uri()
-    path = database_path(uri)
+    database_path(uri)  # refuses what is no store, before MLflow takes its seconds to be imported
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # a machine without git is no reason for a warning
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -67,15 +99,10 @@ def connect(experiment: str) -> Store:
     try:
         with prepared(uri):
             _use(uri)
-            client = mlflow.MlflowClient()
-            active = mlflow.active_run()
-            joined = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
-            chosen = client.get_run(joined).info.experiment_id if joined else _experiment(client, experiment, path)
-            mlflow.set_experiment(experiment_id=chosen)
+            yield uri, mlflow.MlflowClient()
     except MlflowException as error:
         sentence = str(error).partition("\n")[0]
         raise ConfigError(f"the MLflow store {uri} cannot be used ({sentence}): run 'persona doctor'") from error
-    return Store(uri, chosen)
 
 
 def _use(uri: str) -> None:
@@ -120,23 +147,24 @@ def run(
         name: shown in the UI; a run that is joined or continued keeps its own.
         parent: the run this one is a part of; without it, the active run, if there is one. A process started by
             ``mlflow run`` joins the run that was made for it instead.
-        run_id: continue this run, which was killed or failed.
+        run_id: continue this run, which was killed or failed; so do the runs nested in it.
         tags: set besides the git commit.
     """
     import mlflow
 
-    existing = run_id or os.environ.get("MLFLOW_RUN_ID")
+    outer = mlflow.active_run()
+    existing = run_id or os.environ.get("MLFLOW_RUN_ID") or _take_left(outer, name)
     active = mlflow.start_run(
         run_id=existing,
         run_name=None if existing else name,
-        nested=mlflow.active_run() is not None,
+        nested=outer is not None,
         parent_run_id=None if existing else parent,
-        tags={**commit_tags(), **(tags or {})},
+        tags={**commit_tags(), **(origin_tags() if outer is None else {}), **(tags or {})},
     )
     if existing:
         if existing == os.environ.get("MLFLOW_RUN_ID"):
             del os.environ["MLFLOW_RUN_ID"]  # or the runs nested in this one would join it, too
-        _forget_failure(active)
+        _continue(active)
     try:
         yield active
     except BaseException as error:
@@ -145,12 +173,58 @@ def run(
     mlflow.end_run("FINISHED")
 
 
-def _forget_failure(active: ActiveRun) -> None:
-    """A run that is continued has not failed yet."""
+def origin_tags() -> dict[str, str]:
+    """How this process was started, as ``persona resume`` needs it; nothing where it was not by the command line."""
+    if not command_line:
+        return {}
+    return {COMMAND_TAG: shlex.join(command_line), FOLDER_TAG: str(Path.cwd()), PROCESS_TAG: process_name()}
+
+
+def process_name(pid: int | None = None) -> str:
+    """Host, number and start of a process, this one by default: no other has the same three, even after a reboot.
+
+    The start is empty where the process is gone, or the system does not tell.
+    """
+    number = os.getpid() if pid is None else pid
+    try:
+        started = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        started = ""
+    return f"{socket.gethostname()} {number} {started}"
+
+
+def _continue(active: ActiveRun) -> None:
+    """A run that goes on has not failed yet, and the steps that it had started go on in their runs."""
     import mlflow
 
+    client, run_id = mlflow.MlflowClient(), active.info.run_id
     if FAILURE_TAG in active.data.tags:
-        mlflow.MlflowClient().delete_tag(active.info.run_id, FAILURE_TAG)
+        client.delete_tag(run_id, FAILURE_TAG)
+    children = client.search_runs(
+        [active.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}'", order_by=["attributes.start_time ASC"]
+    )
+    _left[run_id] = [(child.info.run_name, child.info.run_id) for child in children]
+
+
+def _take_left(outer: ActiveRun | None, name: str) -> str | None:
+    """The run ``name`` that ``outer``, if it is continued, had started before; once each."""
+    left = _left.get(outer.info.run_id, []) if outer else []
+    for entry in left:
+        if entry[0] == name:
+            left.remove(entry)
+            return entry[1]
+    return None
+
+
+def note_failure(sentence: str) -> None:
+    """Tell the run that ``mlflow run`` made for this process why it ended before it could join that run."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return
+    try:
+        client().set_tag(run_id, FAILURE_TAG, _cut(sentence))
+    except ConfigError as error:
+        logger.warning("the run %s could not be told why it failed: %s", run_id, error)
 
 
 def _close_failed(run_id: str, error: BaseException) -> None:
@@ -224,12 +298,24 @@ def _same(one: str, other: str) -> bool:
 
 
 def log_metrics_batch(metrics: Mapping[str, float], step: int = 0) -> None:
-    """Log all ``metrics`` at ``step`` in one go; names are changed where MLflow does not allow them: ``ndcg@10``, ``ndcg_10``."""
+    """Log all ``metrics`` at ``step`` in one go; names are changed where MLflow does not allow them: ``ndcg@10``, ``ndcg_10``.
+
+    What a continued run has already is left out, so that no value is there twice.
+    """
     from mlflow.entities import Metric
 
     client, run_id = _active()
     now = time.time_ns() // 1_000_000
-    for batch in _batches([Metric(_key(k), float(v), now, step) for k, v in metrics.items()], METRICS_PER_BATCH):
+    values = {_key(name): float(value) for name, value in metrics.items()}
+    if run_id in _left:
+        known = client.get_run(run_id).data.metrics
+        values = {
+            key: value
+            for key, value in values.items()
+            if key not in known
+            or all((m.step, m.value) != (step, value) for m in client.get_metric_history(run_id, key))
+        }
+    for batch in _batches([Metric(key, value, now, step) for key, value in values.items()], METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=batch)
 
 
@@ -269,6 +355,21 @@ def log_json(value: Any, path: str) -> None:
     """Store ``value`` as a JSON file at ``path`` among the run's artifacts; numbers that are not finite become null."""
     client, run_id = _active()
     client.log_text(run_id, to_json(value), path)
+
+
+def log_table(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Store ``rows`` as a table at ``path`` (.json), which MLflow's artifact comparison shows side by side over runs.
+
+    A table that is there already is replaced, where MLflow's own function would append to it.
+    """
+    import pandas as pd
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+    client, run_id = _active()
+    client.log_text(run_id, pd.DataFrame(list(rows)).to_json(orient="split", index=False), path)
+    logged = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    if (entry := {"path": path, "type": "table"}) not in logged:
+        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*logged, entry]))
 
 
 def log_figure(figure: Figure, path: str) -> None:
