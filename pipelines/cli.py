@@ -9,7 +9,7 @@ import typer
 
 from persona import runtime
 from persona.errors import ConfigError
-from pipelines import console, doctor, recsys_cli, tracking, workbench_cli
+from pipelines import console, doctor, recsys_cli, tracking, vision_cli, workbench_cli
 from pipelines.store import artifact_root, database_path, default_uri, prepared
 
 HOST = "127.0.0.1"
@@ -19,6 +19,7 @@ PortOption = Annotated[int, typer.Option(help="Port of the MLflow UI.", min=1, m
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(recsys_cli.app, name="recsys")
+app.add_typer(vision_cli.app, name="vision")
 workbench_cli.register(app)
 
 

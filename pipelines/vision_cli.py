@@ -1,0 +1,396 @@
+"""The commands `persona vision ...`: options in, a step of ``vision_steps`` or ``vision_bank_steps``, tables or JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines import console, options
+from vision.config import VisionConfig
+
+if TYPE_CHECKING:
+    from pipelines import vision_answers, vision_bank_steps, vision_steps
+    from pipelines.vision_steps import Notify, OnEpoch
+    from pipelines.vision_workspace import VisionWorkspace
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+DATA_HELP = "An image folder device/class/*.png, a Parquet or npz file with one row an image, or digits."
+WORK_HELP = "Folder that the steps share: data, checkpoints, results, prototypes, bundle."
+STREAMS_HELP = (
+    "Make corrupted streams of the images: comma-separated orders among abrupt, gradual, recurring, mixed. "
+    "By default abrupt where the source knows a single device, and none elsewhere."
+)
+# A first run compares these; `evaluate` compares all methods.
+FIRST_METHODS = "host,batch_norm,tent,t3a,lame,finetune_adaptive,persona_prototypes,persona_held_back"
+
+WorkOption = Annotated[Path, typer.Option("--work", help=WORK_HELP)]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
+DataOption = Annotated[str, typer.Option("--data", help=DATA_HELP)]
+ImageColumn = Annotated[str | None, typer.Option("--image-column", help="Column of images, if its name does not tell.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of classes.")]
+DeviceColumn = Annotated[str | None, typer.Option("--device-column", help="Column of device ids.")]
+GroupColumn = Annotated[str | None, typer.Option("--group-column", help="Column of populations or domains.")]
+TestColumn = Annotated[str | None, typer.Option("--test-column", help="Column that marks images kept for tests.")]
+Size = Annotated[int | None, typer.Option(help="Side in pixels that images are stretched to.")]
+Divide = Annotated[int, typer.Option(min=0, help="Cut devices into devices of at most so many images; 0 leaves them.")]
+StreamsOption = Annotated[str, typer.Option("--streams", help=STREAMS_HELP)]
+Severity = Annotated[int, typer.Option(min=1, max=5, help="Full severity of corrupted streams.")]
+Length = Annotated[int, typer.Option(min=1, help="Images of a corrupted stream.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
+Model = Annotated[str, typer.Option(help="A bundle folder or a registered model; the workspace's by default.")]
+Level = Annotated[str, typer.Option(help="edit, basis or prototype: personalised; host: the same for everybody.")]
+
+WORK = Path("work/vision")
+
+
+def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command(given, ...)`` one option for every setting of ``VisionConfig``."""
+    return options.with_settings(command, VisionConfig)
+
+
+@app.callback(
+    epilog="Examples:\n\n"
+    "persona vision run                                        everything, on corrupted streams of digits\n\n"
+    "persona vision run --data photos --work work/photos       your own folder device/class/*.png\n\n"
+    "persona vision classify --images new.png,newer.png        what do these images of one device show"
+)
+def vision() -> None:
+    """Image classification under device shift: from images of devices to a registered model that adapts to each."""
+
+
+@app.command(epilog="Example:  persona vision prepare --data writers.npz --device-column writer --group-column hsf")
+def prepare(
+    data: DataOption = "digits",
+    work: WorkOption = WORK,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    device_column: DeviceColumn = None,
+    group_column: GroupColumn = None,
+    test_column: TestColumn = None,
+    size: Size = None,
+    divide: Divide = 0,
+    streams: StreamsOption = "",
+    severity: Severity = 5,
+    length: Length = 60,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Read images of devices from any source, say what was understood, and keep them."""
+    steps, out = _start(as_json)
+    columns = {"image": image_column, "label": label_column, "device": device_column}
+    columns |= {"group": group_column, "test": test_column}
+    wanted = _streams(steps, data, streams, severity, length)
+    result = steps.prepare(data, _workspace(work), columns=columns, size=size, divide=divide, streams=wanted)
+    for line in result.understood:
+        out.say(line)
+    out.result(result)
+
+
+@app.command(epilog="Example:  persona vision pretrain --host resnet18 --epochs 20")
+@with_settings
+def pretrain(
+    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+) -> None:
+    """Train the host: shared and adaptive layers, the same for every device."""
+    _train("pretrain", given, work, config, as_json)
+
+
+@app.command(epilog="Example:  persona vision edit --adaptive classifier --context classes")
+@with_settings
+def edit(
+    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+) -> None:
+    """Train the parameter editor for the host."""
+    _train("edit", given, work, config, as_json)
+
+
+@app.command(epilog="Example:  persona vision evaluate --seeds 3 --methods host,tent,persona_held_back")
+@with_settings
+def evaluate(
+    given: dict[str, Any],
+    work: WorkOption = WORK,
+    config: ConfigOption = None,
+    methods: Annotated[str, typer.Option(help="Comma-separated methods; all by default.")] = "",
+    seeds: Seeds = 1,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Compare methods with the host on the same images of the same devices, with intervals over devices."""
+    _, out = _start(as_json)
+    space = _workspace(work)
+    comparison = _evaluate(space, space.settings(given, config), _split(methods), seeds)
+    _show(comparison, out)
+    out.result(comparison.as_dict())
+
+
+@app.command(epilog="Example:  persona vision prototypes --prototypes 32")
+@with_settings
+def prototypes(
+    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+) -> None:
+    """Fit a bank of prototypes to the edits of devices, choose its size by validation, and register it."""
+    _, out = _start(as_json)
+    from pipelines import vision_bank_steps as banks
+
+    space = _workspace(work)
+    settings = space.settings(given, config)
+    with _epochs(settings) as on_epoch:
+        banked = banks.prototypes(settings, space, on_epoch)
+    _say_banked(banked, out)
+    out.result(banked)
+
+
+@app.command(epilog="Example:  persona vision release")
+@with_settings
+def release(
+    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+) -> None:
+    """Pack host, editor and prototypes into a bundle, register it in MLflow, and call it the candidate."""
+    steps, out = _start(as_json)
+    space = _workspace(work)
+    settings = space.settings(given, config)
+    with _epochs(settings) as on_epoch:
+        released = steps.release(settings, space, on_epoch)
+    _say_released(released, out)
+    out.result(released)
+
+
+@app.command(epilog="Example:  persona vision replay")
+def replay(work: WorkOption = WORK, as_json: console.JsonOption = False) -> None:
+    """Play the streams of the test devices through the bundle, level by level, and keep what refinement may read."""
+    _, out = _start(as_json)
+    from pipelines import vision_bank_steps as banks
+
+    space = _workspace(work)
+    result = banks.replay(space.settings({}), space)
+    _show_replay(result, out)
+    out.result(result)
+
+
+@app.command(epilog="Example:  persona vision refine --eta 0.5")
+def refine(
+    work: WorkOption = WORK,
+    eta: Annotated[float, typer.Option(min=0, max=1, help="Share of the way to what devices ask for.")] = 0.5,
+    min_users: Annotated[int, typer.Option(min=1, help="Devices without whom a prototype does not move.")] = 10,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Move the prototypes by what devices showed in the last replay, without labels and gradients: a new version."""
+    _, out = _start(as_json)
+    from persona.prototypes import RefineConfig
+    from pipelines import vision_bank_steps as banks
+
+    space = _workspace(work)
+    settings = space.settings({})
+    limits = RefineConfig(eta=eta, min_users=min_users, seed=settings.seed)
+    banked = banks.refine_bank(settings, space, limits)
+    _say_banked(banked, out)
+    out.result(banked)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "persona vision classify --device abrupt/fog/test0\n\n"
+    "persona vision classify --images photos/today --level host\n\n"
+    "persona vision classify --images a.png,b.png --model models:/persona-vision@candidate"
+)
+def classify(
+    work: WorkOption = WORK,
+    device: Annotated[str | None, typer.Option(help="A device of the prepared data; its last images.")] = None,
+    images: Annotated[str, typer.Option(help="Comma-separated files or folders, the images of one device.")] = "",
+    model: Model = "",
+    level: Level = "edit",
+    as_json: console.JsonOption = False,
+) -> None:
+    """Answer: what do these images of one device show."""
+    _, out = _start(as_json)
+    from pipelines import vision_answers
+
+    space = _workspace(work)
+    files = [Path(part) for part in _split(images)]
+    answer = vision_answers.classify(model or space.bundle, work=space, device=device, images=files, level=level)
+    _show_answer(answer, out)
+    out.result(answer)
+
+
+@app.command(epilog="Example:  persona vision run --data writers.npz --host-groups 0 --test-groups 4")
+@with_settings
+def run(
+    given: dict[str, Any],
+    data: DataOption = "digits",
+    work: WorkOption = WORK,
+    config: ConfigOption = None,
+    methods: Annotated[str, typer.Option(help="Comma-separated methods.")] = FIRST_METHODS,
+    seeds: Seeds = 1,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    device_column: DeviceColumn = None,
+    group_column: GroupColumn = None,
+    test_column: TestColumn = None,
+    size: Size = None,
+    divide: Divide = 0,
+    streams: StreamsOption = "",
+    severity: Severity = 5,
+    length: Length = 60,
+    as_json: console.JsonOption = False,
+) -> None:
+    """The whole way: prepare, pretrain, edit, evaluate, prototypes, release, replay, refine, classify."""
+    from pipelines import tracking
+
+    steps, out = _start(as_json)
+    from pipelines import vision_answers
+    from pipelines import vision_bank_steps as banks
+
+    space = _workspace(work)
+    columns = {"image": image_column, "label": label_column, "device": device_column}
+    columns |= {"group": group_column, "test": test_column}
+    wanted = _streams(steps, data, streams, severity, length)
+    tracking.connect(steps.EXPERIMENT)
+    with tracking.run("vision", tags={"step": "run"}) as active:
+        prepared = steps.prepare(data, space, columns=columns, size=size, divide=divide, streams=wanted)
+        settings = space.settings(given, config)
+        tracking.log_params({"source": data, **settings.as_dict()})
+        for line in prepared.understood:
+            out.say(line)
+        comparison = _evaluate(space, settings, _split(methods), seeds)
+        _show(comparison, out)
+        with _epochs(settings) as on_epoch:
+            banked = banks.prototypes(settings, space, on_epoch)
+            _say_banked(banked, out)
+            released = steps.release(settings, space, on_epoch)
+        _say_released(released, out)
+        replayed = banks.replay(settings, space)
+        _show_replay(replayed, out)
+        refined = banks.refine_bank(settings, space)
+        _say_banked(refined, out)
+        shown = space.data().device_ids[replayed.most_improved[0]["device"]]
+        answer = vision_answers.classify(space.bundle, work=space, device=shown)
+        tracking.log_json({"device": shown, "answer": answer}, "classification.json")
+    _show_answer(answer, out)
+    out.say(f"\nSee runs, figures and the registered models:  persona ui   (run {active.info.run_id})")
+    parts = {"prepared": prepared, "comparison": comparison.as_dict(), "prototypes": banked, "released": released}
+    out.result({"run_id": active.info.run_id, **parts, "replayed": replayed, "refined": refined, "answer": answer})
+
+
+def _start(as_json: bool) -> tuple[Any, console.Output]:
+    """Heavy packages are loaded here, after the command line was understood."""
+    from persona import runtime
+
+    runtime.configure()
+    from pipelines import vision_steps
+
+    return vision_steps, console.Output(as_json)
+
+
+def _workspace(root: Path) -> VisionWorkspace:
+    from pipelines.vision_workspace import VisionWorkspace
+
+    return VisionWorkspace(root)
+
+
+def _streams(steps: Any, data: str, orders: str, severity: int, length: int) -> vision_steps.Streams | None:
+    """The streams asked for; those of a first run where the source knows no devices."""
+    chosen = _split(orders) or (["abrupt"] if data == "digits" else [])
+    return steps.Streams(tuple(chosen), severity, length) if chosen else None
+
+
+def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as_json: bool) -> None:
+    steps, out = _start(as_json)
+    space = _workspace(work)
+    settings = space.settings(given, config)
+    with _epochs(settings) as on_epoch:
+        result = getattr(steps, step)(settings, space, on_epoch)
+    out.table(
+        f"{result.name}: {result.epochs} epochs, best {result.best_epoch}",
+        ["metric", "validation devices"],
+        [[name, value] for name, value in result.validation.items() if name != "epoch"],
+    )
+    out.result(result)
+
+
+@contextmanager
+def _epochs(settings: VisionConfig) -> Iterator[OnEpoch]:
+    """A bar for every training of a step, host or editor; early stopping ends it before its end."""
+    bars: dict[str, console.Advance] = {}
+    with ExitStack() as stack:
+
+        def on_epoch(training: str, metrics: dict[str, float]) -> None:
+            if training not in bars:
+                stack.close()
+                total = settings.editor_epochs if training.startswith("persona") else settings.epochs
+                bars[training] = stack.enter_context(console.progress(training, total))
+            bars[training](note=f"{settings.monitor} {metrics[settings.monitor]:.4f}")
+
+        yield on_epoch
+
+
+def _evaluate(
+    space: VisionWorkspace, settings: VisionConfig, methods: list[str], seeds: int
+) -> vision_steps.Comparison:
+    from pipelines import vision_steps
+
+    with console.progress("methods", seeds * len(vision_steps.with_host(methods))) as advance:
+        notify = progress_of(advance, settings.monitor)
+        return vision_steps.evaluate(settings, space, methods=methods, seeds=seeds, notify=notify)
+
+
+def progress_of(advance: console.Advance, monitor: str) -> Notify:
+    """Progress of methods as a note beside the bar."""
+
+    def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
+        if metrics is None:
+            advance(note=f"{cell}: {training} done")
+        else:
+            advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
+
+    return show
+
+
+def _show(comparison: vision_steps.Comparison, out: console.Output) -> None:
+    rows = []
+    for row in comparison.rows:
+        gain = str(row.differences["accuracy"].interval) if row.differences else "-"
+        cost = [row.metrics[name] for name in ("forward_passes", "backward_passes")]
+        times = row.metrics.get("ms_per_image")
+        quality = [row.metrics["accuracy"], gain, row.metrics["accuracy_worst"], row.metrics["logloss"]]
+        rows.append([row.method, *quality, *cost, times, f"{row.refresh_bytes:,}"])
+    title = (
+        f"{comparison.devices:,} test devices, {comparison.seeds} seed(s), {comparison.settings['host']} host, "
+        f"{comparison.settings['context_images']} unlabelled images at most"
+    )
+    columns = ["method", "accuracy", "against the host [95 %]", "worst tenth", "logloss", "forward", "backward"]
+    out.table(title, [*columns, "ms an image", "bytes a refresh"], rows)
+
+
+def _show_replay(result: vision_bank_steps.Replayed, out: console.Output) -> None:
+    title = f"Replay: {result.images:,} images of {result.devices:,} test devices in stream order"
+    out.table(title, ["level", "accuracy"], [[level, value] for level, value in result.accuracy.items()])
+
+
+def _say_banked(banked: vision_bank_steps.Banked, out: console.Output) -> None:
+    moved = banked.report.get("moved_users")
+    origin = f", from {banked.parent[:12]}: {moved} device(s) changed their prototype" if banked.parent else ""
+    out.say(f"Bank {banked.version[:12]}: {banked.k} prototype(s){origin}, registered as {banked.model.uri}")
+
+
+def _say_released(released: vision_steps.Released, out: console.Output) -> None:
+    out.say(f"Bundle {released.bundle}, registered as {released.model.uri} with the alias 'candidate'")
+
+
+def _show_answer(answer: vision_answers.Answer, out: console.Output) -> None:
+    found = answer.classification
+    for line in answer.skipped:
+        out.say(f"skipped {line}")
+    title = f"{len(answer.images)} images, level {found.level}" + (f" ({found.fallback})" if found.fallback else "")
+    truth = answer.truth or [""] * len(answer.images)
+    rows = [
+        [image, name, max(row), true]
+        for image, name, row, true in zip(answer.images, found.classes, found.probabilities, truth, strict=True)
+    ]
+    out.table(title, ["image", "class", "probability", "true class"], rows)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

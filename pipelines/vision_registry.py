@@ -1,0 +1,109 @@
+"""Classifiers and their prototype banks in MLflow's model registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona.prototypes import PrototypeBank
+from pipelines.registry import CANDIDATE, Registered, hush
+from vision.classifier import Classifier
+
+MODEL = "persona-vision"
+BANKS = "persona-vision-prototypes"
+EXAMPLE_IMAGES = 5
+REQUIREMENTS = ("torch", "torchvision", "safetensors", "numpy", "pandas", "polars", "pillow")
+
+
+def register(bundle: Path, classifier: Classifier, tags: Mapping[str, Any], metrics: Mapping[str, float]) -> Registered:
+    """Log ``bundle`` as a model of the active run, register it, and call it the candidate."""
+    import mlflow
+
+    hush()
+    root = Path(__file__).parents[1]
+    channels, height, width = classifier.image_shape
+    example = np.zeros((EXAMPLE_IMAGES, height, width, channels), np.uint8)
+    logged = mlflow.pyfunc.log_model(
+        name="classifier",
+        python_model=str(Path(__file__).with_name("pyfunc_classifier.py")),
+        artifacts={"bundle": str(bundle)},
+        code_paths=[str(root / "persona"), str(root / "vision")],
+        signature=_signature(classifier.image_shape),
+        input_example=example,
+        pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+        registered_model_name=MODEL,
+    )
+    if metrics:
+        mlflow.log_metrics(dict(metrics), model_id=logged.model_id)
+    return _as_candidate(MODEL, logged.registered_model_version, tags, _description(classifier, metrics))
+
+
+def register_bank(
+    bank: PrototypeBank, folder: Path, tags: Mapping[str, Any], metrics: Mapping[str, float], text: str
+) -> Registered:
+    """Register a version of a bank and call it the candidate.
+
+    Args:
+        bank: the version.
+        folder: its files, which become artifacts.
+        tags: what comparison pages show as text.
+        metrics: what they show as numbers.
+        text: description.
+    """
+    import mlflow
+
+    hush()
+    client = mlflow.MlflowClient()
+    params = {"k": str(len(bank)), "parent": bank.parent, "host": bank.host, "editor": bank.editor}
+    logged = mlflow.initialize_logged_model(name="prototypes", model_type="prototype bank", params=params)
+    client.log_model_artifacts(logged.model_id, str(folder))
+    mlflow.finalize_logged_model(logged.model_id, "READY")
+    if metrics:
+        mlflow.log_metrics(dict(metrics), model_id=logged.model_id)
+    made = mlflow.register_model(f"models:/{logged.model_id}", BANKS)
+    return _as_candidate(BANKS, made.version, {"version": bank.version, "parent": bank.parent, **tags}, text)
+
+
+def _as_candidate(model: str, number: Any, tags: Mapping[str, Any], text: str) -> Registered:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    for key, value in tags.items():
+        client.set_model_version_tag(model, str(number), key, str(value))
+    client.update_model_version(model, str(number), description=text)
+    client.set_registered_model_alias(model, CANDIDATE, str(number))
+    return Registered(model, int(number), f"models:/{model}/{number}")
+
+
+def _signature(image_shape: tuple[int, int, int]) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    channels, height, width = image_shape
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(DataType.string, "level"),
+                ColSpec(DataType.string, "fallback"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("level", DataType.string, "edit")]),
+    )
+
+
+def _description(classifier: Classifier, metrics: Mapping[str, float]) -> str:
+    host, bank = classifier.model.host.config, classifier.bank
+    channels, height, width = classifier.image_shape
+    lines = [
+        f"{host.kind} host over {len(classifier.class_names)} classes, images of {height} x {width} pixels and {channels} "
+        f"channel(s), with {'no prototypes' if bank is None else f'{len(bank)} prototypes'}; an edit changes: {host.adaptive}.",
+        *(f"{name}: {value:.4f}" for name, value in sorted(metrics.items())),
+    ]
+    return "\n\n".join(lines)

@@ -1,0 +1,353 @@
+"""The steps of the vision pipeline: typed config in, typed result out, everything logged to MLflow.
+
+    prepare -> pretrain -> edit -> evaluate -> prototypes -> release -> classify
+                                                   ^                       |
+                                                   +- refine <- replay <---+
+
+Each step finds what it needs in the workspace and can be run again alone; what is already there is not trained again. The steps
+around prototypes are in ``vision_bank_steps``, answers in ``vision_answers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona.comparison import Measured, Row, compare
+from persona.errors import ConfigError, nearest
+from persona.prototypes import Lineage
+from persona.storage import write_json
+from persona.training import FitResult
+from pipelines import figures, registry, tracking, vision_figures, vision_registry
+from pipelines.vision_workspace import VisionWorkspace
+from vision import catalogue
+from vision.baselines import METHODS, Problem, measure, train_method
+from vision.classifier import Classifier
+from vision.config import VisionConfig
+from vision.images import DeviceImages
+from vision.personalised import Personalised
+from vision.sources import ImageReport, read_images
+from vision.streams import StreamConfig, stream_suite
+
+EXPERIMENT = "vision"
+# Metrics that tables and figures show; all are logged.
+HEADLINES = ("accuracy", "logloss")
+# Streams take this share of the images to adapt on, and as many to test.
+STREAM_SHARE = 0.15
+
+OnEpoch = Callable[[str, dict[str, float]], None]
+Notify = Callable[[str, str, dict[str, float] | None], None]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """How images without devices become corrupted streams.
+
+    Attributes:
+        orders: of ``vision.streams.ORDERS``.
+        severity: the full severity, 1 to 5.
+        length: images of a stream.
+        seed: of all that is random.
+    """
+
+    orders: tuple[str, ...] = ("abrupt",)
+    severity: int = 5
+    length: int = 60
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` understood and kept."""
+
+    devices: int
+    images: int
+    classes: int
+    groups: dict[str, int]
+    digest: str
+    understood: list[str]
+
+
+def prepare(
+    source: str,
+    work: VisionWorkspace,
+    *,
+    columns: Mapping[str, str | None] | None = None,
+    size: int | None = None,
+    divide: int = 0,
+    streams: Streams | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Read images of devices from any source and keep them.
+
+    Args:
+        source: an image folder ``device/class/*.png``, a Parquet or npz file, or the name of a data set of a package.
+        work: where to.
+        columns: explicit names of the columns ``image``, ``label``, ``device``, ``group``, ``order``, ``test``.
+        size: side in pixels that images are stretched to; the commonest of the source by default.
+        divide: cut every device into devices of at most so many images; 0 leaves them.
+        streams: make corrupted streams of the images, whoever they are of.
+        seed: of the division.
+    """
+    named = {role: column for role, column in (columns or {}).items() if column is not None}
+    tracking.connect(EXPERIMENT)
+    with tracking.run("prepare", tags={"step": "prepare"}):
+        tracking.log_params({"source": source, "size": size, "divide": divide, "streams": streams})
+        data, report = read_images(source, size=size, **named) if named else catalogue.resolve(source, size=size)
+        if divide:
+            data = data.divided(divide, seed)
+        suggested = {}
+        if streams is not None:
+            config = StreamConfig(severity=streams.severity, seed=streams.seed)
+            orders = streams.orders
+            data = stream_suite(
+                data, config, orders=orders, length=streams.length, adapt=STREAM_SHARE, test=STREAM_SHARE
+            )
+            suggested = {"host_groups": "clean", "test_groups": ",".join(orders)}
+        data.save(work.prepared)
+        work.suggest(**suggested)
+        prepared = _describe(data, report)
+        tracking.log_params({"data_digest": data.digest})
+        tracking.log_metrics_batch({"devices": data.n_devices, "images": data.n_images, "classes": data.n_classes})
+        tracking.log_json(data.meta, "data/report.json")
+        tracking.log_figure(vision_figures.sample_of_devices(data), "figures/devices.png")
+        _log_data(data, source)
+    return prepared
+
+
+def _describe(data: DeviceImages, report: ImageReport) -> Prepared:
+    names, counts = np.unique(np.array(data.groups), return_counts=True)
+    groups = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+    shown = ", ".join(f"{name or 'no group'}: {count:,}" for name, count in groups.items())
+    lines = [*report.lines(), f"{data.n_images:,} images of {data.n_devices:,} devices kept; devices by group: {shown}"]
+    return Prepared(data.n_devices, data.n_images, data.n_classes, groups, data.digest, lines)
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """What ``pretrain`` or ``edit`` did."""
+
+    name: str
+    epochs: int
+    best_epoch: int
+    validation: dict[str, float]
+    split: dict[str, Any]
+
+
+def pretrain(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | None = None) -> TrainedStep:
+    """Train the host whose adaptive layers will be edited."""
+
+    def train(problem: Problem) -> tuple[str, FitResult]:
+        problem.base_host()
+        return "host", problem.host_results["host"]
+
+    return _train_step("pretrain", config, work, train, on_epoch)
+
+
+def edit(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | None = None) -> TrainedStep:
+    """Train the parameter editor in the mode of the settings (and its host, if it is not there yet)."""
+
+    def train(problem: Problem) -> tuple[str, FitResult]:
+        name = f"persona_{config.mode}"
+        return name, train_method(name, problem).result
+
+    return _train_step("edit", config, work, train, on_epoch)
+
+
+def _train_step(
+    name: str,
+    config: VisionConfig,
+    work: VisionWorkspace,
+    train: Callable[[Problem], tuple[str, FitResult]],
+    on_epoch: OnEpoch | None,
+) -> TrainedStep:
+    tracking.connect(EXPERIMENT)
+    with tracking.run(name, tags={"step": name}):
+        tracking.log_params(config.as_dict())
+        problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
+        training, result = train(problem)
+        tracking.log_epochs(result.history, prefix=f"{training}/")
+        curves = figures.learning_curves({training: result.history}, config.monitor, "devices")
+        tracking.log_figure(curves, "figures/learning_curves.png")
+    work.remember(config)
+    best = result.history[result.best_epoch] if result.best_epoch >= 0 else {}
+    return TrainedStep(training, result.epochs, result.best_epoch, best, problem.split.describe())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods side by side on the same devices, over seeds."""
+
+    settings: dict[str, Any]
+    seeds: int
+    devices: int
+    rows: list[Row]
+    measured: list[dict[str, Measured]]
+
+    def of(self, method: str) -> list[Measured]:
+        """What one method achieved, seed by seed."""
+        return [seed[method] for seed in self.measured]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; values per device stay in the workspace."""
+        names = ("settings", "seeds", "devices")
+        return {name: getattr(self, name) for name in names} | {"rows": [row.as_dict() for row in self.rows]}
+
+
+def evaluate(
+    config: VisionConfig,
+    work: VisionWorkspace,
+    *,
+    methods: Sequence[str] = (),
+    seeds: int = 1,
+    notify: Notify = lambda cell, training, metrics: None,
+) -> Comparison:
+    """Train and test methods on the same windows of the same devices, and compare them with the host.
+
+    Args:
+        config: settings.
+        work: where the data is and the results go.
+        methods: all by default; the host is always among them.
+        seeds: how many, counting up from the settings' seed.
+        notify: called after each epoch and each method.
+    """
+    chosen = with_host(methods)
+    tracking.connect(EXPERIMENT)
+    with tracking.run("evaluate", tags={"step": "evaluate"}):
+        tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
+        data = work.data()
+        measured = [_measure(data, config, config.seed + i, work, chosen, notify) for i in range(seeds)]
+        comparison = Comparison(config.as_dict(), seeds, len(measured[0]["host"].units), compare(measured), measured)
+        _log_comparison(comparison, config)
+        write_json(work.comparison, comparison.as_dict())
+    work.remember(config)
+    return comparison
+
+
+def _measure(
+    data: DeviceImages, config: VisionConfig, seed: int, work: VisionWorkspace, methods: Sequence[str], notify: Notify
+) -> dict[str, Measured]:
+    """Every method of one seed."""
+    cell = f"{config.host} seed {seed}"
+    settings = VisionConfig.from_dict({**config.as_dict(), "seed": seed})
+    problem = Problem(data, settings, folder=work.cells, on_epoch=lambda name, metrics: notify(cell, name, metrics))
+    measured = {}
+    for method in methods:
+        measured[method] = measure(problem, method)
+        notify(cell, method, None)
+    return measured
+
+
+def _log_comparison(comparison: Comparison, config: VisionConfig) -> None:
+    for row in comparison.rows:
+        with tracking.run(row.method, tags={"method": row.method}):
+            tracking.log_params({"method": row.method, "host": config.host, "seeds": comparison.seeds})
+            cost = {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
+            tracking.log_metrics_batch(row.metrics | gains(row) | cost)
+            tracking.log_epochs(comparison.of(row.method)[0].history, prefix=f"seed{config.seed}/")
+    tracking.log_json(comparison.as_dict(), "comparison/devices.json")
+    figure = figures.method_comparison(comparison.rows, HEADLINES, "devices", comparison.seeds)
+    tracking.log_figure(figure, "figures/comparison.png")
+    histories = {name: m.history for name, m in comparison.measured[0].items() if m.history}
+    tracking.log_figure(figures.learning_curves(histories, config.monitor, "devices"), "figures/learning_curves.png")
+
+
+def gains(row: Row) -> dict[str, float]:
+    """Differences to the host with their intervals, under names that say so."""
+    found = {}
+    for metric, difference in row.differences.items():
+        found[f"{metric}_vs_host"] = difference.interval.mean
+        found[f"{metric}_vs_host_low"] = difference.interval.low
+        found[f"{metric}_vs_host_high"] = difference.interval.high
+    return found
+
+
+def with_host(methods: Sequence[str]) -> list[str]:
+    """The methods asked for, all if none, each once, with the host as their reference.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    chosen = list(dict.fromkeys(methods)) or list(METHODS)
+    return chosen if "host" in chosen else ["host", *chosen]
+
+
+@dataclass(frozen=True)
+class Released:
+    """A servable bundle and its version in the registry."""
+
+    bundle: Path
+    model: registry.Registered
+    host_digest: str
+    bank: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | None = None) -> Released:
+    """Pack host, editor and the head of the prototype versions as a bundle, register it and call it the candidate."""
+    method = f"persona_{config.mode}"
+    tracking.connect(EXPERIMENT)
+    with tracking.run("release", tags={"step": "release"}):
+        tracking.log_params(config.as_dict())
+        problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
+        measured = {name: measure(problem, name) for name in ("host", method)}
+        metrics = measured[method].summary
+        classifier = pack(problem, work, metrics)
+        classifier.save(work.bundle)
+        tracking.log_metrics_batch(metrics)
+        bank = "" if classifier.bank is None else classifier.bank.version
+        tags = {
+            **{name: getattr(config, name) for name in ("host", "adaptive", "mode", "seed")},
+            "host_digest": classifier.host_digest,
+            "data_digest": problem.data.digest,
+            "bank": bank,
+            **tracking.commit_tags(),
+            **gains(compare([measured])[1]),
+        }
+        registered = vision_registry.register(work.bundle, classifier, tags, metrics)
+    work.remember(config)
+    return Released(work.bundle, registered, classifier.host_digest, bank, metrics)
+
+
+def pack(problem: Problem, work: VisionWorkspace, metrics: Mapping[str, float]) -> Classifier:
+    """The trained model with its classes, and the bank that is served if there is one of this very model."""
+    config, data = problem.config, problem.data
+    model = train_method(f"persona_{config.mode}", problem).classifier
+    assert isinstance(model, Personalised)
+    info = {"settings": config.as_dict(), "metrics": dict(metrics), "data_digest": data.digest, "parent": None}
+    classifier = Classifier(model, data.class_names, data.image_shape, info)
+    lineage = Lineage(work.prototypes, classifier.host_digest)
+    if not lineage.head or not served_by(lineage, model):
+        return classifier
+    return Classifier(model, data.class_names, data.image_shape, info, lineage.load())
+
+
+def served_by(lineage: Lineage, model: Personalised) -> bool:
+    """Whether the bank at the head was made with this host and editor."""
+    from persona.prototypes import HeadMetric, load_bank
+
+    assert model.editor is not None
+    bank = load_bank(lineage.root / lineage.head / "bank")
+    metric = HeadMetric(model.editor)
+    return bool(bank.host == metric.host and bank.editor == metric.editor)
+
+
+def _log_data(data: DeviceImages, source: str) -> None:
+    """The data set, as MLflow shows it beside a run: its devices, with how many images they have."""
+    import mlflow
+    import polars as pl
+    from mlflow.data import polars_dataset
+
+    devices = pl.DataFrame(
+        {"device": list(data.device_ids), "group": list(data.groups), "images": np.diff(data.offsets)}
+    )
+    mlflow.log_input(
+        polars_dataset.from_polars(devices, name=Path(source).stem, digest=data.digest[:32]), context="training"
+    )
