@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from recsys.hosts import HostConfig
     from recsys.objectives import LossConfig
 
-MODES = ("held_back", "joint", "frozen")
+MODES = ("held_back", "cross_fitted", "joint", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
 EDITOR_SETTINGS = (
     "editor_learning_rate",
@@ -52,7 +52,7 @@ class RecsysConfig:
         dim: d, 0 takes the preset's.
         max_length: T, 0 takes the preset's.
         dropout: of the host, negative takes the preset's.
-        mode: which rows the editor learns from: ``held_back``, ``joint`` or ``frozen``.
+        mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``joint`` or ``frozen``.
         hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
         edit_dropout: share of rows trained without an edit in mode ``joint``.
         transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.

@@ -8,7 +8,7 @@ Shapes: B rows, T positions, C candidates, N negatives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from recsys.sequences import SequenceData
 
 DRAWN_BATCHES = 64
 POOLED_BATCHES = 16
+SHARED = 16  # targets that share one encoding of their context; a power of two
 LOSSES = ("bce", "sampled_softmax", "gbce")
 
 Int64Array = NDArray[np.int64]
@@ -114,24 +115,66 @@ class _Objective:
 
 
 class RowObjective(_Objective):
-    """One target a row: its context, the target, and fresh negatives."""
+    """One target a row: its context, the target, and fresh negatives.
+
+    All targets of a basket have the same context, which is encoded and edited once for up to ``SHARED`` of them: a batch
+    holds ``batch_size`` targets, M = 1, 2, 4, ... to a context.
+    """
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """The rows in a new order, with new negatives."""
+        """The rows in a new order, with new negatives: candidates (B, M (1 + N)), target by target."""
         rng = np.random.default_rng([self.seed, epoch])
-        # Negatives are drawn for many batches at once: looking up what users touched costs more than drawing.
-        for positions in _blocks(rng.permutation(self.positions), DRAWN_BATCHES * self.config.batch_size):
-            negatives = sample_negatives(self.data, self.data.user_of(positions), self.config.negatives, rng)
-            items, lengths = map(torch.from_numpy, self.data.contexts(positions, self.model.host.config.max_length))
-            drawn = np.column_stack([self.data.items[positions], negatives]).astype(np.int64)
-            candidates = torch.from_numpy(drawn)
-            for rows in torch.split(torch.arange(len(positions)), self.config.batch_size):
-                yield Batch(Context(items[rows], lengths[rows]), candidates[rows])
+        groups = self._groups(rng.permutation(self.positions))
+        streams = [self._stream(rng.permutation(g) if len(groups) > 1 else g, rng) for g in groups]
+        order = np.repeat(np.arange(len(groups)), [-(-len(g) // self._contexts(g)) for g in groups])
+        if len(groups) > 1:
+            rng.shuffle(order)
+        for index in order:
+            yield next(streams[index])
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over rows."""
-        logits = self.model(batch.features)
+        """Mean over targets."""
+        logits = self.model(batch.features).view(-1, 1 + self.config.negatives)
         return batch_loss(self.config, logits[:, 0], logits[:, 1:], self.data.n_items)
+
+    def _groups(self, order: Int64Array) -> list[Int64Array]:
+        """Positions (P,) -> for each M, (G, M) positions that share a context: a basket's as powers of two up to ``SHARED``."""
+        if not self.data.baskets:
+            return [order[:, None]]
+        basket = self.data.basket_start[order]
+        by_basket: Int64Array = np.argsort(basket, kind="stable")
+        order = order[by_basket]
+        _, first, inverse, counts = np.unique(
+            basket[by_basket], return_index=True, return_inverse=True, return_counts=True
+        )
+        rank, rest = np.arange(len(order)) - first[inverse], counts[inverse] % SHARED
+        # A basket of 16 a + r: a groups of 16, then the powers of two that r is the sum of, largest first.
+        place, size = rank - (counts[inverse] - rest), np.full(len(order), SHARED)
+        bit = SHARED // 2
+        while bit:
+            has = (rest & bit) > 0
+            size[has & (place >= 0) & (place < bit)] = bit
+            place = np.where(has & (place >= 0), place - bit, place)
+            place[size == bit] = -1
+            bit //= 2
+        return [order[size == m].reshape(-1, m) for m in np.unique(size)]
+
+    def _contexts(self, groups: Int64Array) -> int:
+        """Contexts of a batch of ``groups`` (G, M)."""
+        return max(1, self.config.batch_size // int(groups.shape[1]))
+
+    def _stream(self, groups: Int64Array, rng: np.random.Generator) -> Iterator[Batch]:
+        """Batches of ``groups`` (G, M)."""
+        size = self._contexts(groups)
+        # Negatives are drawn for many batches at once: looking up what users touched costs more than drawing.
+        for block in _blocks(groups, DRAWN_BATCHES * size):
+            targets = block.reshape(-1)
+            negatives = sample_negatives(self.data, self.data.user_of(targets), self.config.negatives, rng)
+            items, lengths = map(torch.from_numpy, self.data.contexts(block[:, 0], self.model.host.config.max_length))
+            drawn = np.column_stack([self.data.items[targets], negatives]).astype(np.int64)
+            candidates = torch.from_numpy(drawn.reshape(len(block), -1))
+            for rows in torch.split(torch.arange(len(block)), size):
+                yield Batch(Context(items[rows], lengths[rows]), candidates[rows])
 
 
 @dataclass(frozen=True)
@@ -244,6 +287,40 @@ class SequenceObjective(_Objective):
         return batch_loss(self.config, (users * vectors[mask]).sum(-1), scores, self.data.n_items)
 
 
+class CrossFitted:
+    """Several objectives as one: rows of parts, each judged over a host that has not seen them, for one editor.
+
+    Batches of all parts come in random order. What selects the epoch is ``deployed``, the model that the editor is for.
+
+    Args:
+        parts: one a part; their models share the editor.
+        deployed: validates.
+    """
+
+    def __init__(self, parts: Sequence[RowObjective], deployed: RowObjective) -> None:
+        self.parts, self.deployed = list(parts), deployed
+
+    @property
+    def monitor(self) -> str:
+        """Larger is better."""
+        return self.deployed.monitor
+
+    def batches(self, epoch: int) -> Iterator[tuple[RowObjective, Batch]]:
+        """Each batch with its part."""
+        batches = [(part, batch) for part in self.parts for batch in part.batches(epoch)]
+        for index in np.random.default_rng([self.deployed.seed, epoch]).permutation(len(batches)):
+            yield batches[index]
+
+    def loss(self, batch: tuple[RowObjective, Batch]) -> Tensor:
+        """Mean over targets of a batch, over the host of its part."""
+        part, rows = batch
+        return part.loss(rows)
+
+    def validate(self) -> dict[str, float]:
+        """The metrics of the protocol, of the deployed model."""
+        return self.deployed.validate()
+
+
 def make_objective(
     model: Personalised,
     data: SequenceData,
@@ -258,5 +335,6 @@ def make_objective(
 
 
 def _blocks(order: Int64Array, size: int) -> Iterator[Int64Array]:
+    """Parts of ``order`` (P, ...) of ``size`` rows, the last one shorter."""
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,18 +14,18 @@ from torch import nn
 
 from persona.editor import ParameterEditor
 from persona.storage import digest_json, write_json
-from persona.training import FitResult, fit
+from persona.training import FitResult, Objective, fit
 from recsys.config import RecsysConfig
 from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host, make_host
-from recsys.objectives import make_objective
+from recsys.objectives import RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
 from recsys.protocols import Split, hold_back, make_split
 from recsys.sequences import SequenceData
 
 FLOAT_BYTES = 4
 # Methods whose names start so have an editor (or generator) of their own.
-EDITED = ("persona", "duet")
+EDITED = ("persona", "duet", "apg")
 
 Positions = NDArray[np.int64]
 OnEpoch = Callable[[str, dict[str, float]], None]
@@ -39,11 +39,13 @@ class Trained:
         scorer: scores candidates in their context.
         refresh_bytes: what one device receives when the method adapts it once, in float32.
         result: what its own training did; a host that methods share is not its own.
+        chosen: settings that validation rows selected.
     """
 
     scorer: Scorer
     refresh_bytes: int
     result: FitResult
+    chosen: dict[str, float] = field(default_factory=dict)
 
 
 class Problem:
@@ -114,6 +116,36 @@ class Problem:
             return self.base_host()
         return self._trained_host("host_early", self.held_back.train)
 
+    def parts(self, count: int) -> list[Positions]:
+        """The rows held back in ``count`` parts of about the same size, none empty.
+
+        In the order of time where the log has one that all users share; else by user, in a seeded order.
+        """
+        rows = self.held_back.adapt
+        if self.data.ordered_only:
+            order = np.random.default_rng([self.config.seed, 23]).permutation(self.data.n_users)
+            key = order[self.data.user_of(rows)]
+        else:
+            key = self.data.times[rows]
+        edges = np.quantile(key, np.arange(1, count) / count, method="nearest")
+        part = np.searchsorted(edges, key, side="right")
+        return [rows[part == index] for index in np.unique(part)]
+
+    def refreshed_hosts(self, parts: Sequence[Positions]) -> list[Host]:
+        """The early host, and what it becomes as it is fine-tuned on one part after another: fixed, copies for every caller."""
+        hosts = [self.early_host()]
+        for index, rows in enumerate(parts):
+            name = f"host_refreshed_{index + 1}_of_{len(parts)}"
+            if name not in self._hosts:
+                model = Personalised(self.new_host())
+                model.host.load_state_dict(hosts[-1].state_dict())
+                self.host_results[name] = self.train(name, model, model.parameters(), rows, keep_start=True)
+                self._hosts[name] = {k: v.clone() for k, v in model.host.state_dict().items()}
+            host = self.new_host()
+            host.load_state_dict(self._hosts[name])
+            hosts.append(host.eval())
+        return hosts
+
     def folder_of(self, method: str) -> Path | None:
         """Where the work of ``method`` is kept; what has an editor depends on the editor's settings, too."""
         if self._folder is None:
@@ -131,8 +163,31 @@ class Problem:
         learning_rate: float | None = None,
     ) -> FitResult:
         """Train ``parameters`` of ``model`` on ``positions``; a training that is already in the folder is taken from there."""
+        return self.fit(
+            name,
+            model,
+            parameters,
+            self.objective(model, positions),
+            keep_start=keep_start,
+            learning_rate=learning_rate,
+        )
+
+    def objective(self, model: Personalised, positions: Positions) -> RowObjective | SequenceObjective:
+        """What ``model`` learns from ``positions``, selected on the validation rows."""
+        return make_objective(model, self.data, positions, self.validation, self.config.loss_config(), self.config.seed)
+
+    def fit(
+        self,
+        name: str,
+        model: Personalised,
+        parameters: Iterable[nn.Parameter],
+        objective: Objective,
+        *,
+        keep_start: bool = False,
+        learning_rate: float | None = None,
+    ) -> FitResult:
+        """``train`` by any objective."""
         config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
-        objective = make_objective(model, self.data, positions, self.validation, config.loss_config(), config.seed)
         return fit(
             model,
             parameters,

@@ -1,15 +1,70 @@
-"""Persona with a single prototype: the host itself plus the editor's edit, in the three modes of training."""
+"""Persona with a single prototype: the host itself plus the editor's edit, in the four modes of training."""
 
 from __future__ import annotations
 
-from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes
+from persona.training import FitResult
+from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes, all_bytes
 from recsys.hosts import Host
+from recsys.objectives import CrossFitted, RowObjective
 from recsys.personalised import Personalised
+
+PARTS = 4
 
 
 def train_held_back(problem: Problem) -> Trained:
     """The editor learns from later rows that its fixed host has not seen, so there is an error left to learn from."""
     return _edit_fixed(problem, "persona_held_back", problem.early_host(), problem.held_back.adapt)
+
+
+def train_cross_fitted(problem: Problem) -> Trained:
+    """An editor for a host that knows the later rows, too, and that still learns from unseen errors only.
+
+    The later rows come in ``PARTS`` parts. The host is fine-tuned on one after another, which leaves a host for each part that
+    has not seen it; the editor learns from all parts, each over that host. The last host, which has seen them all, is the one
+    that is deployed, and the one that validation judges the editor on.
+    """
+    parts = problem.parts(PARTS)
+    *before, host = problem.refreshed_hosts(parts)
+    learned = train_held_back(problem).scorer
+    assert isinstance(learned, Personalised)
+    assert learned.editor is not None
+    editor = problem.new_editor(host)
+    editor.load_state_dict(learned.editor.state_dict())
+    editor.host = host.digest()
+    deployed = Personalised(host, editor, fixed_host=True)
+    result = problem.fit(
+        "persona_cross_fitted",
+        deployed,
+        editor.parameters(),
+        CrossFitted(
+            [
+                _rows(problem, Personalised(h, editor, fixed_host=True), rows)
+                for h, rows in zip(before, parts, strict=True)
+            ],
+            _rows(problem, deployed, parts[-1]),
+        ),
+        keep_start=True,
+        learning_rate=problem.config.editor_learning_rate,
+    )
+    return Trained(deployed, adaptive_bytes(host), result)
+
+
+def refresh_host(problem: Problem) -> Trained:
+    """The host that ``train_cross_fitted`` edits, without its edits: the whole host fine-tuned part by part."""
+    parts = problem.parts(PARTS)
+    model = Personalised(problem.refreshed_hosts(parts)[-1])
+    results = [problem.host_results[f"host_refreshed_{i + 1}_of_{len(parts)}"] for i in range(len(parts))]
+    total = FitResult([epoch for r in results for epoch in r.history], seconds=sum(r.seconds for r in results))
+    return Trained(model, all_bytes(model.host), total)
+
+
+def train_selected(problem: Problem) -> Trained:
+    """The mode of training, of those that keep the device's shared layers, that validation prefers; ties to the first."""
+    trained = [train_held_back(problem), train_cross_fitted(problem)]
+    values = [problem.validation.run(t.scorer).summary[problem.config.monitor] for t in trained]
+    best = int(values[1] > values[0])
+    trained[best].chosen["cross_fitted"] = float(best)
+    return trained[best]
 
 
 def train_frozen(problem: Problem) -> Trained:
@@ -38,3 +93,10 @@ def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Tra
         learning_rate=problem.config.editor_learning_rate,
     )
     return Trained(model, adaptive_bytes(host), result)
+
+
+def _rows(problem: Problem, model: Personalised, rows: Positions) -> RowObjective:
+    model.host.requires_grad_(False)
+    objective = problem.objective(model, rows)
+    assert isinstance(objective, RowObjective)  # an editor always learns from rows
+    return objective

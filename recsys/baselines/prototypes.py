@@ -1,23 +1,28 @@
 """Persona with prototypes: a device holds the bank, and a refresh names a prototype, alone or with a remainder.
 
-Both levels stand on the held-back editor. The bank is fitted on the codes of the training contexts; no test row is seen.
+The bank is fitted on the codes of the training contexts; no test row is seen. ``persona_prototypes`` and ``persona_basis``
+show what the levels keep of the held-back editor; ``persona`` is the method as a whole.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from persona.edits import Edit
-from persona.prototypes import Server, fit_bank
+from persona.errors import DataError
+from persona.prototypes import HeadMetric, PrototypeBank, Server, fit_bank
 from recsys.baselines.base import Problem, Trained
-from recsys.baselines.persona import train_held_back
+from recsys.baselines.persona import train_held_back, train_selected
 from recsys.batches import Context
 from recsys.evaluation import ROWS
 from recsys.personalised import Personalised
 
-PROTOTYPES = 16
+# Sizes of the bank that validation chooses from.
+SIZES = (1, 2, 4, 8, 16)
 
 
 class ServedAtLevel(Personalised):
@@ -36,40 +41,74 @@ class ServedAtLevel(Personalised):
 
     def edit(self, context: Context) -> Edit | None:
         """What every row's device applies."""
-        return self.server.edit(_codes(self, context), self.level)
+        return self.server.edit(codes_of(self, context), self.level)
 
 
 def train_prototypes(problem: Problem) -> Trained:
     """The nearest prototype alone: one byte a refresh."""
-    return _serve(problem, "prototype")
+    return _serve(problem, train_held_back(problem), "prototype")
 
 
 def train_basis(problem: Problem) -> Trained:
     """The nearest prototype and the remaining edit in the bank's shared basis, in int8: at most 64 bytes a refresh."""
-    return _serve(problem, "basis")
+    return _serve(problem, train_held_back(problem), "basis")
+
+
+def train_persona(problem: Problem) -> Trained:
+    """Persona as it is deployed: mode of training and K chosen on validation, prototype and remainder on the wire."""
+    return _serve(problem, train_selected(problem), "basis")
 
 
 @torch.no_grad()
 def training_codes(problem: Problem, model: Personalised) -> Tensor:
     """(N, L, d) codes of the distinct contexts of all rows before validation."""
+    context = training_contexts(problem, model)
+    blocks = torch.split(torch.arange(len(context)), ROWS)
+    return torch.cat([codes_of(model, context.index_select(rows)) for rows in blocks])
+
+
+def training_contexts(problem: Problem, model: Personalised) -> Context:
+    """The distinct contexts (N, T) of all rows before validation."""
     items, lengths = problem.data.contexts(problem.everything, model.host.config.max_length)
     distinct = np.unique(np.column_stack([items, lengths]), axis=0)
-    context = Context(torch.from_numpy(distinct[:, :-1].copy()), torch.from_numpy(distinct[:, -1].copy()))
-    blocks = torch.split(torch.arange(len(context)), ROWS)
-    return torch.cat([_codes(model, context.index_select(rows)) for rows in blocks])
+    return Context(torch.from_numpy(distinct[:, :-1].copy()), torch.from_numpy(distinct[:, -1].copy()))
 
 
-def _serve(problem: Problem, level: str) -> Trained:
-    trained = train_held_back(problem)
+def best_bank(problem: Problem, model: Personalised, sizes: Sequence[int] = SIZES) -> PrototypeBank:
+    """Banks of several sizes on the codes of the training contexts; the one whose prototypes alone validate best.
+
+    Of equally good sizes the smallest; one for which there are too few distinct edits is not tried.
+    """
+    assert model.editor is not None
+    codes, metric = training_codes(problem, model), HeadMetric(model.editor)
+    banks: list[PrototypeBank] = []
+    for k in sizes:
+        try:
+            banks.append(fit_bank(metric, codes, k, seed=problem.config.seed).bank)
+        except DataError:
+            if not banks:
+                raise
+            break  # an editor that learned little makes fewer distinct edits than that
+    return banks[0] if len(banks) == 1 else max(banks, key=lambda bank: _validated(problem, model, bank))
+
+
+def _validated(problem: Problem, model: Personalised, bank: PrototypeBank) -> float:
+    assert model.editor is not None
+    scorer = ServedAtLevel(model, Server(model.editor, bank), "prototype")
+    return problem.validation.run(scorer).summary[problem.config.monitor]
+
+
+def _serve(problem: Problem, trained: Trained, level: str) -> Trained:
     model = trained.scorer
     assert isinstance(model, Personalised)
     assert model.editor is not None
-    bank = fit_bank(model.editor, training_codes(problem, model), PROTOTYPES, seed=problem.config.seed).bank
+    bank = best_bank(problem, model)
     server = Server(model.editor, bank)
-    scorer = ServedAtLevel(model, server, level)
-    return Trained(scorer, server.payload_bytes(level), trained.result)
+    chosen = {**trained.chosen, "prototypes": float(len(bank))}
+    return Trained(ServedAtLevel(model, server, level), server.payload_bytes(level), trained.result, chosen=chosen)
 
 
-def _codes(model: Personalised, context: Context) -> Tensor:
+def codes_of(model: Personalised, context: Context) -> Tensor:
+    """(B, L, d) editing codes of a context of B rows."""
     assert model.editor is not None
     return model.editor.codes(model.host.context_features(context), context.lengths)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, softplus
 from persona.errors import ConfigError
 from recsys.evaluation import Evaluation
 from recsys.hosts import HostConfig, make_host
-from recsys.objectives import LossConfig, RowObjective, SequenceObjective, make_objective
+from recsys.objectives import SHARED, LossConfig, RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
 from recsys.sequences import SequenceData
 from tests.recsys.toy import ITEMS, personalised, sequences, walks
@@ -71,6 +71,35 @@ def test_negatives_of_rows_were_never_touched_by_the_user():
         assert candidates.shape == (7, 10)
         users = owner[candidates - 1]
         assert (users[:, 1:] != users[:, :1]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4), min_size=1, max_size=4),
+    st.integers(0, 99),
+    st.integers(1, 40),
+)
+def test_targets_of_a_basket_share_its_context_and_every_target_comes_once(users, epoch, batch_size):
+    times = [[moment for moment, size in enumerate(sizes) for _ in range(size)] for sizes in users]
+    total = sum(len(own) for own in times)
+    ends = np.cumsum([len(own) for own in times])
+    histories = [list(range(end - len(own) + 1, end + 1)) for own, end in zip(times, ends, strict=True)]
+    data = sequences(histories, times, n_items=total + 9)
+    positions = np.flatnonzero(data.basket_start > data.offsets[data.user_of(np.arange(total))])
+    host = HostConfig.preset("gru4rec", "paper", data.n_items, dim=8, max_length=T)
+    objective = rows_of(LossConfig(batch_size=batch_size), data, positions, Personalised(make_host(host)))
+    seen = []
+    for batch in objective.batches(epoch):
+        shared = batch.candidates.shape[1] // 5
+        assert shared in (1, 2, 4, 8, SHARED)
+        assert len(batch) * shared <= max(batch_size, shared)
+        targets = batch.candidates.view(len(batch), shared, 5)[:, :, 0].numpy()
+        for context, length, row in zip(batch.context.items, batch.context.lengths, targets - 1, strict=True):
+            items, lengths = data.contexts(row, T)
+            assert (items == context.numpy()).all(), "what was known before each of the targets"
+            assert (lengths == length.item()).all()
+        seen += (targets.reshape(-1) - 1).tolist()
+    assert sorted(seen) == positions.tolist()
 
 
 @pytest.mark.parametrize("loss", ["bce", "sampled_softmax", "gbce"])
