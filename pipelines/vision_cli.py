@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import console, options
+from pipelines import console, options, vision_show
 from vision.config import VisionConfig
 
 if TYPE_CHECKING:
-    from pipelines import vision_answers, vision_bank_steps, vision_steps
+    from pipelines import vision_steps
     from pipelines.vision_steps import Notify, OnEpoch
     from pipelines.vision_workspace import VisionWorkspace
 
@@ -122,7 +122,7 @@ def evaluate(
     _, out = _start(as_json)
     space = _workspace(work)
     comparison = _evaluate(space, space.settings(given, config), _split(methods), seeds)
-    _show(comparison, out)
+    vision_show.show_comparison(comparison, out)
     out.result(comparison.as_dict())
 
 
@@ -139,7 +139,7 @@ def prototypes(
     settings = space.settings(given, config)
     with _epochs(settings) as on_epoch:
         banked = banks.prototypes(settings, space, on_epoch)
-    _say_banked(banked, out)
+    vision_show.say_banked(banked, out)
     out.result(banked)
 
 
@@ -154,7 +154,7 @@ def release(
     settings = space.settings(given, config)
     with _epochs(settings) as on_epoch:
         released = steps.release(settings, space, on_epoch)
-    _say_released(released, out)
+    vision_show.say_released(released, out)
     out.result(released)
 
 
@@ -166,7 +166,7 @@ def replay(work: WorkOption = WORK, as_json: console.JsonOption = False) -> None
 
     space = _workspace(work)
     result = banks.replay(space.settings({}), space)
-    _show_replay(result, out)
+    vision_show.show_replay(result, out)
     out.result(result)
 
 
@@ -186,7 +186,7 @@ def refine(
     settings = space.settings({})
     limits = RefineConfig(eta=eta, min_users=min_users, seed=settings.seed)
     banked = banks.refine_bank(settings, space, limits)
-    _say_banked(banked, out)
+    vision_show.say_banked(banked, out)
     out.result(banked)
 
 
@@ -211,7 +211,7 @@ def classify(
     space = _workspace(work)
     files = [Path(part) for part in _split(images)]
     answer = vision_answers.classify(model or space.bundle, work=space, device=device, images=files, level=level)
-    _show_answer(answer, out)
+    vision_show.show_answer(answer, out)
     out.result(answer)
 
 
@@ -255,23 +255,51 @@ def run(
         for line in prepared.understood:
             out.say(line)
         comparison = _evaluate(space, settings, _split(methods), seeds)
-        _show(comparison, out)
+        vision_show.show_comparison(comparison, out)
         with _epochs(settings) as on_epoch:
             banked = banks.prototypes(settings, space, on_epoch)
-            _say_banked(banked, out)
-            released = steps.release(settings, space, on_epoch)
-        _say_released(released, out)
+        vision_show.say_banked(banked, out)
+        released = steps.release(settings, space)
+        vision_show.say_released(released, out)
         replayed = banks.replay(settings, space)
-        _show_replay(replayed, out)
+        vision_show.show_replay(replayed, out)
         refined = banks.refine_bank(settings, space)
-        _say_banked(refined, out)
+        vision_show.say_banked(refined, out)
         shown = space.data().device_ids[replayed.most_improved[0]["device"]]
         answer = vision_answers.classify(space.bundle, work=space, device=shown)
         tracking.log_json({"device": shown, "answer": answer}, "classification.json")
-    _show_answer(answer, out)
+    vision_show.show_answer(answer, out)
     out.say(f"\nSee runs, figures and the registered models:  persona ui   (run {active.info.run_id})")
     parts = {"prepared": prepared, "comparison": comparison.as_dict(), "prototypes": banked, "released": released}
     out.result({"run_id": active.info.run_id, **parts, "replayed": replayed, "refined": refined, "answer": answer})
+
+
+@app.command(epilog="Example:  persona vision evidence digits-streams")
+def evidence(
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments; all by default.")] = None,
+    data_folder: Annotated[Path | None, typer.Option(help="Folder with data sets that no package provides.")] = None,
+    work: WorkOption = Path("work/evidence-vision"),
+    as_json: console.JsonOption = False,
+) -> None:
+    """Run the experiments behind docs/vision-results.md that are missing or have changed, and render the page."""
+    _, out = _start(as_json)
+    from persona.errors import ConfigError, nearest
+    from pipelines import vision_evidence
+
+    known = vision_evidence.experiments()
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"there is no experiment {name!r}: {nearest(name, known)}")
+    ran = []
+    for name in names or list(known):
+        experiment = known[name]
+        total = experiment.seeds * len(experiment.methods) * max(1, len(experiment.variants))
+        with console.progress(name, total) as advance:
+            if vision_evidence.run(experiment, work, data_folder, progress_of(advance, "accuracy")):
+                ran.append(name)
+        vision_evidence.RESULTS.write_text(vision_evidence.render(), encoding="utf-8")
+    out.say(f"{vision_evidence.RESULTS}: {len(ran)} experiment(s) were run, the others were up to date")
+    out.result({"ran": ran, "page": vision_evidence.RESULTS})
 
 
 def _start(as_json: bool) -> tuple[Any, console.Output]:
@@ -346,50 +374,6 @@ def progress_of(advance: console.Advance, monitor: str) -> Notify:
             advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
 
     return show
-
-
-def _show(comparison: vision_steps.Comparison, out: console.Output) -> None:
-    rows = []
-    for row in comparison.rows:
-        gain = str(row.differences["accuracy"].interval) if row.differences else "-"
-        cost = [row.metrics[name] for name in ("forward_passes", "backward_passes")]
-        times = row.metrics.get("ms_per_image")
-        quality = [row.metrics["accuracy"], gain, row.metrics["accuracy_worst"], row.metrics["logloss"]]
-        rows.append([row.method, *quality, *cost, times, f"{row.refresh_bytes:,}"])
-    title = (
-        f"{comparison.devices:,} test devices, {comparison.seeds} seed(s), {comparison.settings['host']} host, "
-        f"{comparison.settings['context_images']} unlabelled images at most"
-    )
-    columns = ["method", "accuracy", "against the host [95 %]", "worst tenth", "logloss", "forward", "backward"]
-    out.table(title, [*columns, "ms an image", "bytes a refresh"], rows)
-
-
-def _show_replay(result: vision_bank_steps.Replayed, out: console.Output) -> None:
-    title = f"Replay: {result.images:,} images of {result.devices:,} test devices in stream order"
-    out.table(title, ["level", "accuracy"], [[level, value] for level, value in result.accuracy.items()])
-
-
-def _say_banked(banked: vision_bank_steps.Banked, out: console.Output) -> None:
-    moved = banked.report.get("moved_users")
-    origin = f", from {banked.parent[:12]}: {moved} device(s) changed their prototype" if banked.parent else ""
-    out.say(f"Bank {banked.version[:12]}: {banked.k} prototype(s){origin}, registered as {banked.model.uri}")
-
-
-def _say_released(released: vision_steps.Released, out: console.Output) -> None:
-    out.say(f"Bundle {released.bundle}, registered as {released.model.uri} with the alias 'candidate'")
-
-
-def _show_answer(answer: vision_answers.Answer, out: console.Output) -> None:
-    found = answer.classification
-    for line in answer.skipped:
-        out.say(f"skipped {line}")
-    title = f"{len(answer.images)} images, level {found.level}" + (f" ({found.fallback})" if found.fallback else "")
-    truth = answer.truth or [""] * len(answer.images)
-    rows = [
-        [image, name, max(row), true]
-        for image, name, row, true in zip(answer.images, found.classes, found.probabilities, truth, strict=True)
-    ]
-    out.table(title, ["image", "class", "probability", "true class"], rows)
 
 
 def _split(text: str) -> list[str]:

@@ -27,6 +27,7 @@ EDITOR_SETTINGS = (
     "devices_per_batch",
     "steps_per_epoch",
     "editor_epochs",
+    "editor_patience",
     "editor_learning_rate",
     "edit_dropout",
     "transfer",
@@ -69,7 +70,8 @@ class VisionConfig:
         context: what the editor reads: ``images``, ``pooled`` or ``classes``.
         devices_per_batch: windows a step of the editor's training.
         steps_per_epoch: steps of an epoch of the editor.
-        editor_epochs: at most this many for an editor.
+        editor_epochs: at most this many for an editor, and for whatever else learns from its devices alone.
+        editor_patience: likewise, as ``patience``.
         editor_learning_rate: of Adam, for editors.
         edit_dropout: share of windows trained without an edit in mode ``joint``.
         transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
@@ -109,7 +111,8 @@ class VisionConfig:
     context: str = "pooled"
     devices_per_batch: int = 16
     steps_per_epoch: int = 50
-    editor_epochs: int = 30
+    editor_epochs: int = 40
+    editor_patience: int = 5
     editor_learning_rate: float = 1e-3
     edit_dropout: float = 0.5
     transfer: str = "none"
@@ -195,11 +198,11 @@ class VisionConfig:
 
     def host_fit(self) -> FitConfig:
         """The training loop's settings for hosts."""
-        return self._fit(self.epochs, self.learning_rate)
+        return self._fit(self.epochs, self.patience, self.learning_rate)
 
     def editor_fit(self) -> FitConfig:
         """The training loop's settings for editors."""
-        return self._fit(self.editor_epochs, self.editor_learning_rate)
+        return self._fit(self.editor_epochs, self.editor_patience, self.editor_learning_rate)
 
     def loss_config(self) -> LossConfig:
         """The objective's settings."""
@@ -230,12 +233,12 @@ class VisionConfig:
                 raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
         return cls(**values)
 
-    def _fit(self, epochs: int, learning_rate: float) -> FitConfig:
+    def _fit(self, epochs: int, patience: int, learning_rate: float) -> FitConfig:
         from persona.training import FitConfig
 
         return FitConfig(
             epochs=epochs,
-            patience=self.patience,
+            patience=patience,
             min_epochs=self.min_epochs,
             learning_rate=learning_rate,
             weight_decay=self.weight_decay,

@@ -35,7 +35,10 @@ def finetune_adaptive(problem: Problem) -> Trained:
     model = Personalised(problem.base_host(), fixed_host=True)
     started = time.perf_counter()
     layers = model.host.adaptive_parameters()
-    result = problem.train("finetune_adaptive", model, layers, problem.split.adapt, keep_start=True)
+    fit_config = problem.config.editor_fit()
+    result = problem.train(
+        "finetune_adaptive", model, layers, problem.split.adapt, keep_start=True, fit_config=fit_config
+    )
     return Trained(
         model,
         adaptive_bytes(model.host),
