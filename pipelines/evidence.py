@@ -21,6 +21,7 @@ from recsys.config import RecsysConfig
 
 FOLDER = Path("docs/evidence")
 RESULTS = Path("docs/results.md")
+DECLARED = "experiments.toml"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Experiment:
         rivals: methods that the last method is also compared with directly.
         settings: of ``RecsysConfig``.
         note: what a reader should know.
+        grid: of which it is a cell; empty for one that stands by itself.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Experiment:
     rivals: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    grid: str = ""
 
     @property
     def config(self) -> RecsysConfig:
@@ -67,21 +70,77 @@ class Experiment:
         return f"{self.data}{suffix}"
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The same comparison on several data sets and hosts: what a claim about the method has to stand on.
+
+    Attributes:
+        name: of the grid; a cell is called ``<data>-<protocol>-<host>-<name>``.
+        title: heading on the results page.
+        goal: what it is to show, in words.
+        data: protocol of each data set.
+        hosts: kinds of hosts.
+        shared: all other keys of an experiment.
+        note: what a reader should know.
+    """
+
+    name: str
+    title: str
+    goal: str
+    data: Mapping[str, str]
+    hosts: Sequence[str]
+    shared: Mapping[str, Any]
+    note: str = ""
+
+    def cells(self) -> list[dict[str, Any]]:
+        """One entry of an experiment for each data set and host."""
+        return [
+            {
+                **self.shared,
+                "name": f"{data}-{protocol}-{host}-{self.name}",
+                "title": f"{HOSTS[host]} on {data}, protocol {protocol}",
+                "goal": self.goal,
+                "data": data,
+                "protocol": protocol,
+                "grid": self.name,
+                "settings": {**self.shared["settings"], "host": host},
+            }
+            for data, protocol in self.data.items()
+            for host in self.hosts
+        ]
+
+
+HOSTS = {"din": "DIN", "gru4rec": "GRU4Rec", "sasrec": "SASRec"}
+
+
+def grids(folder: Path = FOLDER) -> dict[str, Grid]:
+    """All grids by name."""
+    return {entry["name"]: Grid(**entry) for entry in _declared(folder).get("grid", [])}
+
+
 def experiments(folder: Path = FOLDER) -> dict[str, Experiment]:
-    """All experiments by name.
+    """All experiments by name, the cells of grids after those that stand by themselves.
 
     Raises:
         ConfigError: an experiment has an unknown key or setting.
     """
-    path = folder / "experiments.toml"
     known = {f.name for f in fields(Experiment)}
     found = {}
-    for entry in tomllib.loads(path.read_text(encoding="utf-8"))["experiment"]:
+    for entry in [
+        *_declared(folder)["experiment"],
+        *(cell for grid in grids(folder).values() for cell in grid.cells()),
+    ]:
         for key in entry:
             if key not in known:
-                raise ConfigError(f"{path}: unknown key {key!r} in {entry.get('name')}: {nearest(key, known)}")
+                raise ConfigError(
+                    f"{folder / DECLARED}: unknown key {key!r} in {entry.get('name')}: {nearest(key, known)}"
+                )
         found[entry["name"]] = Experiment(**entry)
     return found
+
+
+def _declared(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / DECLARED).read_text(encoding="utf-8"))
 
 
 def source_of(experiment: Experiment, data_folder: Path | None) -> str:
@@ -138,77 +197,3 @@ def _direct(experiment: Experiment, comparison: recsys_steps.Comparison) -> dict
             for rival in experiment.rivals
         }
     }
-
-
-def render(folder: Path = FOLDER) -> str:
-    """The results page, from the result files that are there."""
-    parts = [_HEAD]
-    for experiment in experiments(folder).values():
-        path = folder / f"{experiment.name}.json"
-        if path.exists():
-            parts.append(_section(experiment, read_json(path)))
-    return "\n".join(parts)
-
-
-_HEAD = """# Results
-
-Every table is rendered from a result file in `docs/evidence/` by `make evidence`, which runs what is missing or has changed
-(`docs/evidence/experiments.toml` holds all settings). A single one: the command below its heading. Numbers are means over
-seeds; brackets are 95 % percentile bootstrap intervals over users, whose differences are averaged over seeds first. All
-methods of a table are tested on the same rows with the same negatives; epochs are selected on validation rows only. The
-protocol is part of a metric's name: `paper` leaves one out and ranks against 99 negatives, `full` leaves one out and ranks the
-whole catalogue without seen items, `time` tests all events after a global cut in time against 99 negatives.
-"""
-
-
-def _section(experiment: Experiment, result: Mapping[str, Any]) -> str:
-    data = result["data"]
-    chosen = ", ".join(f"{k} {v}" for k, v in experiment.settings.items())
-    lines = [
-        f"## {experiment.title}",
-        "",
-        f"Goal: {experiment.goal}",
-        "",
-        f"    persona recsys evidence {experiment.name}" + _data_option(experiment),
-        "",
-        f"{experiment.data}: {data['events']:,} events, {data['users']:,} users, {data['items']:,} items"
-        f"{', baskets' if data['baskets'] else ''}; {result['users']:,} test users, {result['seeds']} seeds. "
-        f"Settings: {chosen}.",
-        "",
-        *_table(experiment, result),
-        "",
-        *_rival_lines(experiment, result),
-    ]
-    return "\n".join([*lines, *([experiment.note, ""] if experiment.note else [])])
-
-
-def _data_option(experiment: Experiment) -> str:
-    return "" if experiment.data in catalogue.CATALOGUE else " --data-folder DATA"
-
-
-def _table(experiment: Experiment, result: Mapping[str, Any]) -> list[str]:
-    names = [f"{experiment.protocol}/{h}" for h in experiment.headlines]
-    compared = [h for h in experiment.headlines if any(h in row["differences"] for row in result["rows"])]
-    head = ["method", *names, *(f"{h} against the host" for h in compared), "training", "bytes a refresh"]
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
-    for row in result["rows"]:
-        cells_ = [row["method"], *(f"{row['metrics'][h]:.4f}" for h in experiment.headlines)]
-        cells_ += [_interval(row["differences"].get(h)) for h in compared]
-        cells_ += [f"{row['seconds']:.0f} s", f"{row['refresh_bytes']:,}"]
-        lines.append(f"| {' | '.join(cells_)} |")
-    return lines
-
-
-def _rival_lines(experiment: Experiment, result: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for rival, metrics in result.get("rivals", {}).items():
-        shown = ", ".join(f"{h} {_interval(metrics[h])}" for h in experiment.headlines if h in metrics)
-        lines.append(f"* {experiment.methods[-1]} against {rival}: {shown}")
-    return [*lines, ""] if lines else []
-
-
-def _interval(value: Mapping[str, float] | None) -> str:
-    if value is None:
-        return "-"
-    seeds = f" (seeds {value['seed_min']:+.4f} .. {value['seed_max']:+.4f})" if value["seeds"] > 1 else ""
-    return f"{value['mean']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]{seeds}"

@@ -247,6 +247,7 @@ def evidence(
     _, out = _start(as_json)
     from persona.errors import ConfigError, nearest
     from pipelines import evidence as evidence_
+    from pipelines import evidence_page
 
     known = evidence_.experiments()
     for name in names or ():
@@ -258,7 +259,7 @@ def evidence(
         with console.progress(name, experiment.seeds * len(experiment.methods)) as advance:
             if evidence_.run(experiment, work, data_folder, jobs, _notify(advance, experiment.config.monitor)):
                 ran.append(name)
-        evidence_.RESULTS.write_text(evidence_.render(), encoding="utf-8")
+        evidence_page.write()
     out.say(f"{evidence_.RESULTS}: {len(ran)} experiment(s) were run, the others were up to date")
     out.result({"ran": ran, "page": evidence_.RESULTS})
 

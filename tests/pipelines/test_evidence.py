@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from persona.errors import ConfigError, DataError
-from pipelines import evidence
+from pipelines import evidence, evidence_page
 from recsys.baselines import METHODS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "evidence"
@@ -73,8 +73,9 @@ def test_stored_results_fit_their_experiments():
             assert result["seeds"] == experiment.seeds
 
 
-def test_the_page_is_rendered_from_the_results():
-    assert (FOLDER.parent / "results.md").read_text() == evidence.render(FOLDER)
+def test_the_pages_are_rendered_from_the_results():
+    for name, text in evidence_page.render(FOLDER).items():
+        assert (FOLDER.parent / name).read_text() == text, "write them anew: persona recsys evidence NAME"
 
 
 def test_an_experiment_runs_once_until_it_changes(workplace):
@@ -89,7 +90,7 @@ def test_an_experiment_runs_once_until_it_changes(workplace):
 
 def test_the_section_shows_metrics_intervals_rivals_and_the_command(workplace):
     run(workplace)
-    page = evidence.render(workplace / "evidence")
+    page = evidence_page.render(workplace / "evidence")["results.md"]
     result = json.loads((workplace / "evidence" / "tiny.json").read_text())
     for row in result["rows"]:
         assert f"| {row['method']} | {row['metrics']['uauc']:.4f} |" in page
@@ -103,6 +104,68 @@ def test_the_section_shows_metrics_intervals_rivals_and_the_command(workplace):
         "Small.",
     ):
         assert expected in page
+
+
+GRID = """
+[[experiment]]
+name = "alone"
+title = "Alone"
+goal = "runs"
+data = "log"
+protocol = "paper"
+
+[[grid]]
+name = "loss"
+title = "Two cells"
+goal = "above the host"
+data = { log = "paper" }
+hosts = ["gru4rec", "sasrec"]
+
+[grid.shared]
+methods = ["host", "duet", "persona_held_back", "persona_prototypes", "persona_basis", "persona"]
+rivals = ["duet"]
+headlines = ["uauc"]
+settings = { epochs = 1 }
+"""
+
+
+def difference(mean, low, high):
+    return {"mean": mean, "low": low, "high": high, "seed_min": low, "seed_max": high, "seeds": 3}
+
+
+def test_a_grid_is_summed_up_over_its_cells(tmp_path):
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    (folder / "experiments.toml").write_text(GRID)
+    assert list(evidence.experiments(folder)) == ["alone", "log-paper-gru4rec-loss", "log-paper-sasrec-loss"]
+    assert evidence.experiments(folder)["log-paper-sasrec-loss"].config.host == "sasrec"
+    for host, gain in (("gru4rec", difference(0.01, 0.005, 0.02)), ("sasrec", difference(-0.01, -0.02, 0.005))):
+        gains = {"persona_prototypes": 0.9 * gain["mean"], "persona_basis": 0.99 * gain["mean"]}
+        rows = [
+            {
+                "method": name,
+                "metrics": {"uauc": 0.7},
+                "differences": {} if name == "host" else {"uauc": {**gain, "mean": gains.get(name, gain["mean"])}},
+                "seconds": 1.0,
+                "refresh_bytes": 46,
+            }
+            for name in ("host", "duet", "persona_held_back", "persona_prototypes", "persona_basis", "persona")
+        ]
+        result = {
+            "data": {"events": 9, "users": 3, "items": 4, "baskets": False},
+            "users": 3,
+            "seeds": 3,
+            "rows": rows,
+            "rivals": {"duet": {"uauc": difference(-0.02, -0.03, -0.01)}},
+        }
+        (folder / f"log-paper-{host}-loss.json").write_text(json.dumps(result))
+    pages = evidence_page.render(folder)
+    assert "1 above, 1 undecided, 0 below | 0 above, 0 undecided, 2 below |" in pages["results.md"]
+    assert "2 of 2 cells" in pages["results.md"]
+    assert "| 90% | 46 | 99% | 46 |" in pages["results.md"]
+    assert "| - | 46 | - | 46 |" in pages["results.md"], "no share of a gain that is not decided"
+    assert "persona recsys evidence log-paper-sasrec-loss" in pages["results-loss.md"]
+    assert evidence_page.write(folder) == [tmp_path / "results.md", tmp_path / "results-loss.md"]
 
 
 def test_missing_data_and_unknown_keys_are_named(workplace):
