@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona.errors import ConfigError
+from persona.errors import ConfigError, DataError
 from tests.vision.common import toy_images
 from vision.corruptions import CORRUPTIONS, corrupt
-from vision.streams import ORDERS, StreamConfig, corrupt_streams, plan
+from vision.streams import ORDERS, StreamConfig, corrupt_streams, plan, stream_suite
 
 pytest.importorskip("imagecorruptions")
 
@@ -95,3 +95,35 @@ def test_corrupted_streams_are_repeatable_and_keep_clean_images():
 def test_settings_are_checked(settings, message):
     with pytest.raises(ConfigError, match=message):
         StreamConfig(**settings)
+
+
+def test_a_suite_keeps_the_images_of_its_parts_apart():
+    base = toy_images(devices=2, per_device=24, size=32)
+    config = StreamConfig(corruptions=("contrast", "brightness"), severity=3, seed=2)
+    suite = stream_suite(base, config, orders=("abrupt", "gradual"), length=6, adapt=0.25, test=0.25)
+    groups = np.array(suite.groups)
+    clean = suite.positions_of(np.flatnonzero(groups == "clean"))
+    originals = {picture.tobytes() for picture in base.pixels}
+    assert all(suite.pixels[i].tobytes() in originals for i in clean)
+    assert not suite.reserved[groups == "clean"].any()
+    for order in ("abrupt", "gradual"):
+        for kind in ("contrast", "brightness"):
+            names = [name for name in suite.device_ids if name.startswith(f"{order}/{kind}/")]
+            assert {name.split("/")[2].rstrip("0123456789") for name in names} == {"adapt", "test"}
+    # The first images of a stream are clean: by them, the parts are seen to share none.
+    seen = {}
+    for part in ("adapt", "test"):
+        devices = [i for i, name in enumerate(suite.device_ids) if f"/{part}" in name]
+        assert all(bool(suite.reserved[d]) == (part == "test") for d in devices)
+        seen[part] = {suite.pixels[suite.offsets[d]].tobytes() for d in devices} & originals
+        assert seen[part]
+    kept = {suite.pixels[i].tobytes() for i in clean}
+    assert not (seen["adapt"] & seen["test"])
+    assert not (kept & (seen["adapt"] | seen["test"]))
+
+
+def test_a_suite_of_too_few_images():
+    with pytest.raises(ConfigError, match="shares"):
+        stream_suite(toy_images(), StreamConfig(), adapt=0.6, test=0.5)
+    with pytest.raises(DataError, match="too few"):
+        stream_suite(toy_images(devices=1, per_device=4), StreamConfig())
