@@ -23,7 +23,7 @@ DATA_HELP = "An image folder device/class/*.png, a Parquet or npz file with one 
 WORK_HELP = "Folder that the steps share: data, checkpoints, results, prototypes, bundle."
 STREAMS_HELP = (
     "Make corrupted streams of the images: comma-separated orders among abrupt, gradual, recurring, mixed. "
-    "By default abrupt where the source knows a single device, and none elsewhere."
+    "By default abrupt for digits that are not divided, and none elsewhere."
 )
 # A first run compares these; `evaluate` compares all methods.
 FIRST_METHODS = "host,batch_norm,tent,t3a,lame,finetune_adaptive,persona_prototypes,persona_held_back"
@@ -83,7 +83,7 @@ def prepare(
     steps, out = _start(as_json)
     columns = {"image": image_column, "label": label_column, "device": device_column}
     columns |= {"group": group_column, "test": test_column}
-    wanted = _streams(steps, data, streams, severity, length)
+    wanted = _streams(steps, data, streams, severity, length, divide)
     result = steps.prepare(data, _workspace(work), columns=columns, size=size, divide=divide, streams=wanted)
     for line in result.understood:
         out.say(line)
@@ -246,7 +246,7 @@ def run(
     space = _workspace(work)
     columns = {"image": image_column, "label": label_column, "device": device_column}
     columns |= {"group": group_column, "test": test_column}
-    wanted = _streams(steps, data, streams, severity, length)
+    wanted = _streams(steps, data, streams, severity, length, divide)
     tracking.connect(steps.EXPERIMENT)
     with tracking.run("vision", tags={"step": "run"}) as active:
         prepared = steps.prepare(data, space, columns=columns, size=size, divide=divide, streams=wanted)
@@ -318,9 +318,11 @@ def _workspace(root: Path) -> VisionWorkspace:
     return VisionWorkspace(root)
 
 
-def _streams(steps: Any, data: str, orders: str, severity: int, length: int) -> vision_steps.Streams | None:
+def _streams(
+    steps: Any, data: str, orders: str, severity: int, length: int, divide: int
+) -> vision_steps.Streams | None:
     """The streams asked for; those of a first run where the source knows no devices."""
-    chosen = _split(orders) or (["abrupt"] if data == "digits" else [])
+    chosen = _split(orders) or (["abrupt"] if data == "digits" and not divide else [])
     return steps.Streams(tuple(chosen), severity, length) if chosen else None
 
 

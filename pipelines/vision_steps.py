@@ -28,6 +28,7 @@ from vision import catalogue
 from vision.baselines import METHODS, Problem, measure, train_method
 from vision.classifier import Classifier
 from vision.config import VisionConfig
+from vision.hosts.config import SMALL_IMAGES
 from vision.images import DeviceImages
 from vision.personalised import Personalised
 from vision.sources import ImageReport, read_images
@@ -36,6 +37,8 @@ from vision.streams import StreamConfig, stream_suite
 EXPERIMENT = "vision"
 # Metrics that tables and figures show; all are logged.
 HEADLINES = ("accuracy", "logloss")
+# What a workspace of small images starts from: a host whose wide layers are narrow enough for whole edits.
+FOR_SMALL_IMAGES = {"host": "compact", "adaptive": "classifier", "head": "full", "bound": "tanh"}
 # Streams take this share of the images to adapt on, and as many to test.
 STREAM_SHARE = 0.15
 
@@ -100,14 +103,14 @@ def prepare(
         data, report = read_images(source, size=size, **named) if named else catalogue.resolve(source, size=size)
         if divide:
             data = data.divided(divide, seed)
-        suggested = {}
+        suggested = dict(FOR_SMALL_IMAGES) if max(data.image_shape) <= SMALL_IMAGES else {}
         if streams is not None:
             config = StreamConfig(severity=streams.severity, seed=streams.seed)
             orders = streams.orders
             data = stream_suite(
                 data, config, orders=orders, length=streams.length, adapt=STREAM_SHARE, test=STREAM_SHARE
             )
-            suggested = {"host_groups": "clean", "test_groups": ",".join(orders)}
+            suggested |= {"host_groups": "clean", "test_groups": ",".join(orders)}
         data.save(work.prepared)
         work.suggest(**suggested)
         prepared = _describe(data, report)
