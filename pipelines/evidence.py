@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Experiment:
         headlines: metrics shown.
         baskets: whether ties are baskets; found out if not given.
         rivals: methods that the last method is also compared with directly.
+        studies: ablations of ``recsys.ablations`` whose variants are compared, instead of methods.
+        pairs: variants compared with each other directly, beside with the host.
         settings: of ``RecsysConfig``.
         note: what a reader should know.
         grid: of which it is a cell; empty for one that stands by itself.
@@ -54,6 +56,8 @@ class Experiment:
     headlines: Sequence[str] = ("auc", "uauc", "ndcg_10", "hr_10")
     baskets: bool | None = None
     rivals: Sequence[str] = ()
+    studies: Sequence[str] = ()
+    pairs: Sequence[Sequence[str]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     grid: str = ""
@@ -171,29 +175,67 @@ def run(
     path = folder / f"{experiment.name}.json"
     if path.exists() and read_json(path)["key"] == key:
         return False
-    [comparison] = recsys_steps.evaluate(
-        experiment.config, space, methods=experiment.methods, seeds=experiment.seeds, jobs=jobs, notify=notify
-    )
-    write_json(path, {"key": key, "data": _describe(data), **comparison.as_dict(), **_direct(experiment, comparison)})
+    if experiment.studies:
+        comparison, pairs = _study(experiment, space, notify), experiment.pairs
+    else:
+        [comparison] = recsys_steps.evaluate(
+            experiment.config, space, methods=experiment.methods, seeds=experiment.seeds, jobs=jobs, notify=notify
+        )
+        pairs = [(experiment.methods[-1], rival) for rival in experiment.rivals]
+    write_json(path, {"key": key, "data": _describe(data), **comparison.as_dict(), **_direct(comparison, pairs)})
     return True
 
 
+def _study(experiment: Experiment, space: Workspace, notify: cells.Notify) -> recsys_steps.Comparison:
+    """The variants of all studies, on the cells that comparisons of the same settings share."""
+    from persona.comparison import compare
+    from recsys import ablations
+    from recsys.baselines import Problem
+
+    measured = []
+    for seed in range(experiment.config.seed, experiment.config.seed + experiment.seeds):
+        config = replace(experiment.config, seed=seed)
+        problem = Problem(space.data(), config, folder=space.cells)
+        rows = {}
+        for study in experiment.studies:
+            rows |= ablations.STUDIES[study](problem)
+            notify(f"{experiment.name} seed {seed}", study, None)
+        measured.append(rows)
+    users = len(measured[0]["host"].units)
+    return recsys_steps.Comparison(
+        experiment.protocol,
+        experiment.config.as_dict(),
+        experiment.seeds,
+        users,
+        tuple(experiment.headlines),
+        compare(measured),
+        measured,
+    )
+
+
 def _plain(experiment: Experiment) -> dict[str, Any]:
-    return {"methods": list(experiment.methods), "seeds": experiment.seeds, "rivals": list(experiment.rivals)}
+    compared = {"methods": list(experiment.methods), "seeds": experiment.seeds, "rivals": list(experiment.rivals)}
+    studied = {"studies": list(experiment.studies), "pairs": [list(pair) for pair in experiment.pairs]}
+    return compared | studied if experiment.studies else compared
 
 
 def _describe(data: Any) -> dict[str, Any]:
     return {"users": data.n_users, "items": data.n_items, "events": data.n_events, "baskets": data.baskets}
 
 
-def _direct(experiment: Experiment, comparison: recsys_steps.Comparison) -> dict[str, Any]:
-    """The last method against each rival, pair by pair."""
+def _direct(comparison: recsys_steps.Comparison, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Methods against each other, a list of pairs with the differences of their metrics."""
     from persona.comparison import differences
 
-    last = experiment.methods[-1]
     return {
-        "rivals": {
-            rival: {k: d.as_dict() for k, d in differences(comparison.of(last), comparison.of(rival)).items()}
-            for rival in experiment.rivals
-        }
+        "pairs": [
+            {
+                "method": method,
+                "rival": rival,
+                "differences": {
+                    k: d.as_dict() for k, d in differences(comparison.of(method), comparison.of(rival)).items()
+                },
+            }
+            for method, rival in pairs
+        ]
     }

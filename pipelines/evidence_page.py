@@ -72,7 +72,7 @@ def _against(grid: Grid, metric: str, cells: Sequence[tuple[Experiment, Result]]
     verdicts: dict[str, list[int]] = {rival: [] for rival in rivals}
     for experiment, result in cells:
         rows = {row["method"]: row for row in result["rows"]}
-        found = {"host": rows[method]["differences"], **result["rivals"]}
+        found = {"host": rows[method]["differences"], **{p["rival"]: p["differences"] for p in result["pairs"]}}
         shown = []
         for rival in rivals:
             value = found[rival][metric]
@@ -139,7 +139,7 @@ def _section(experiment: Experiment, result: Mapping[str, Any]) -> str:
         "",
         *_table(experiment, result),
         "",
-        *_rival_lines(experiment, result),
+        *_pair_lines(experiment, result),
     ]
     return "\n".join([*lines, *([experiment.note, ""] if experiment.note else [])])
 
@@ -181,11 +181,12 @@ def _cost(name: str, value: float | None) -> str:
     return f"{value:.0f} s" if value >= 1 else f"{1000 * value:.2g} ms"
 
 
-def _rival_lines(experiment: Experiment, result: Mapping[str, Any]) -> list[str]:
+def _pair_lines(experiment: Experiment, result: Result) -> list[str]:
     lines = []
-    for rival, metrics in result.get("rivals", {}).items():
+    for pair in result["pairs"]:
+        metrics = pair["differences"]
         shown = ", ".join(f"{h} {_interval(metrics[h])}" for h in experiment.headlines if h in metrics)
-        lines.append(f"* {experiment.methods[-1]} against {rival}: {shown}")
+        lines.append(f"* {pair['method']} against {pair['rival']}: {shown}")
     return [*lines, ""] if lines else []
 
 

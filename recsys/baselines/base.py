@@ -64,6 +64,7 @@ class Problem:
     ) -> None:
         self.data, self.config, self.on_epoch = data, config, on_epoch
         self.split: Split = make_split(data, config.protocol)
+        self.root = folder
         self.host_results: dict[str, FitResult] = {}
         self._hosts: dict[str, dict[str, torch.Tensor]] = {}
         self._folder: Path | None = None
@@ -72,6 +73,10 @@ class Problem:
             self._folder = Path(folder) / f"{config.host}-seed{config.seed}-{digest_json(owner)[:8]}"
             write_json(self._folder / "settings.json", owner)
             write_json(self._editor_folder(self._folder) / "settings.json", config.editor_settings())
+
+    def with_config(self, config: RecsysConfig) -> Problem:
+        """The same data, folder and listener under other settings."""
+        return Problem(self.data, config, folder=self.root, on_epoch=self.on_epoch)
 
     @cached_property
     def validation(self) -> Evaluation:

@@ -156,7 +156,7 @@ def test_a_grid_is_summed_up_over_its_cells(tmp_path):
             "users": 3,
             "seeds": 3,
             "rows": rows,
-            "rivals": {"duet": {"uauc": difference(-0.02, -0.03, -0.01)}},
+            "pairs": [{"method": "persona", "rival": "duet", "differences": {"uauc": difference(-0.02, -0.03, -0.01)}}],
         }
         (folder / f"log-paper-{host}-loss.json").write_text(json.dumps(result))
     pages = evidence_page.render(folder)
