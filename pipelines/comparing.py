@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from pipelines import gate, snapshots, store, versions
 from pipelines.difference import UNDECIDED, Difference, Example, Gain, Movement, Moves, Shift, verdict
 from pipelines.gate import OTHER
 from pipelines.snapshots import INPUT, ITEM, PROTOTYPE, RANK, SEGMENT, TITLE, UNIT, Snapshot
+from pipelines.versions import Version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,6 +46,7 @@ class Side:
         metrics: over all units.
         tags: of the version; empty for a run.
         aliases: of the version.
+        key: by which other runs know it (see ``Version.key``).
         snapshot: values per unit, if it left them.
         bank: prototypes, if it has any.
     """
@@ -55,12 +57,24 @@ class Side:
     metrics: Mapping[str, float]
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    key: str = ""
     snapshot: Snapshot | None = None
     bank: PrototypeBank | None = None
 
 
+def sides(client: MlflowClient, a: str, b: str) -> tuple[Side, Side]:
+    """Two versions, aliases or runs by their names, with snapshots on the same rows where there are such.
+
+    Raises:
+        As ``side``.
+    """
+    one, other = side(client, a), side(client, b)
+    snapshot_a, snapshot_b = snapshots.of_pair(client, one, other)
+    return replace(one, snapshot=snapshot_a), replace(other, snapshot=snapshot_b)
+
+
 def side(client: MlflowClient, name: str) -> Side:
-    """A version, alias or run by its name.
+    """A version, alias or run by its name, without its snapshot.
 
     Raises:
         ConfigError: nothing has that name.
@@ -77,8 +91,8 @@ def side(client: MlflowClient, name: str) -> Side:
         metrics=versions.metrics_of(client, version),
         tags=version.tags,
         aliases=version.aliases,
-        snapshot=snapshots.of_run(client, version.run_id) if version.run_id else None,
-        bank=_bank(version.uri),
+        key=version.key,
+        bank=bank_of(version),
     )
 
 
@@ -92,21 +106,33 @@ def _of_run(client: MlflowClient, run_id: str) -> Side:
             f"there is no run {run_id} in {store.default_uri()}: copy its id from the MLflow UI"
         ) from error
     label = f"run {run.info.run_name} ({run_id[:8]})"
-    return Side(label, run_id, run.data.params, run.data.metrics, snapshot=snapshots.of_run(client, run_id))
+    return Side(label, run_id, run.data.params, run.data.metrics)
 
 
-def _bank(uri: str) -> PrototypeBank | None:
-    """The bank of a version, or of the bundle that it is."""
+def bank_of(version: Version) -> PrototypeBank | None:
+    """The bank that a version is, or that its bundle holds; None where there is none, or its files are gone.
+
+    Raises:
+        FormatError: it is damaged.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary))
+            folder = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=temporary))
         except (MlflowException, OSError):  # a version whose files are gone still has its numbers
             return None
         found = next(folder.rglob("bank.json"), None)
         return None if found is None else load_bank(found.parent)
+
+
+def largest_movement(a: PrototypeBank, b: PrototypeBank) -> dict[str, float]:
+    """How far the prototype that moved most left ``a``, by layer, as a share of the layer's own weights; empty if unknown."""
+    movement = _movement(a, b, [])
+    if movement is None:
+        return {}
+    return {layer: max(row[i] for row in movement.shares) for i, layer in enumerate(movement.layers)}
 
 
 def compare(a: Side, b: Side) -> Difference:

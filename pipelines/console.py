@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -56,6 +56,10 @@ class Output:
     def say(self, text: str) -> None:
         """Print a line for people, which is never broken, so that commands and paths in it can be copied."""
         self._people.print(Text(text), soft_wrap=True)
+
+    def show(self, drawn: RenderableType) -> None:
+        """Print what rich draws, for example a tree."""
+        self._people.print(drawn)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Print a table for people: numbers to the right, with four decimals, and a dash for what is missing."""

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from persona.errors import ConfigError, MismatchError, PersonaError
+from persona.errors import ConfigError, DataError, MismatchError, PersonaError
 from pipelines import gate, snapshots, store, versions
 from pipelines.gate import Check, Limits
 from pipelines.versions import CHAMPION, Version
@@ -128,7 +128,13 @@ def rollback(client: MlflowClient, model: str, *, to: int | None = None, why: st
 def ask(client: MlflowClient, version: Version, champion: int, limits: Limits) -> list[Check]:
     """The gate's answers for a version against the champion, from the snapshots that both left."""
     other = versions.resolve(client, f"{version.model}/{champion}")
-    return gate.check(*snapshots.of_pair(client, version, other), limits)
+    theirs, own = snapshots.of_pair(client, other, version)
+    for each, snapshot in ((other, theirs), (version, own)):
+        if snapshot is None:
+            raise DataError(f"{each} was registered without a snapshot to compare it by: release it again")
+    assert theirs is not None
+    assert own is not None
+    return gate.check(own, theirs, limits)
 
 
 def move(

@@ -3,6 +3,7 @@
     snapshot/snapshot.json     what a unit is, the protocol, the test rows
     snapshot/units.parquet     a row a user or device: segment, prototype, metrics
     snapshot/answers.parquet   ranked answers to a few inputs, in words that people read
+    snapshots/<key>/           the same of an earlier version on these rows
 
 Two versions measured on the same rows (``rows`` is their digest) are compared unit by unit, so that differences have intervals.
 The module knows no task: a unit is whoever is personalised for, an answer whatever is ranked for them.
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -26,10 +27,8 @@ from persona.storage import read_json, write_json
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from pipelines.versions import Version
-
 FORMAT_VERSION = 1
-FOLDER = "snapshot"
+FOLDER, OTHERS = "snapshot", "snapshots"
 SEGMENT_TABLE = "tables/segments.json"
 UNIT, SEGMENT, PROTOTYPE = "unit", "segment", "prototype"
 INPUT, RANK, ITEM, TITLE = "input", "rank", "item", "title"
@@ -159,8 +158,14 @@ def segment_metrics(snapshot: Snapshot) -> dict[str, float]:
     }
 
 
-def log(snapshot: Snapshot) -> None:
-    """Leave a snapshot in the active run: its files, its metrics by segment, and a table for MLflow's artifact comparison."""
+def log(snapshot: Snapshot, others: Mapping[str, Snapshot] | None = None) -> None:
+    """Leave a snapshot in the active run: its files, its metrics by segment, and a table for MLflow's artifact comparison.
+
+    Args:
+        snapshot: of the version that the run makes.
+        others: of earlier versions on the same rows, by their keys (see ``Version.key``), so that versions made on different
+            rows can be compared all the same.
+    """
     import mlflow
 
     from pipelines import tracking
@@ -168,8 +173,10 @@ def log(snapshot: Snapshot) -> None:
     run = mlflow.active_run()
     assert run is not None, "a snapshot is logged inside a run"
     with tempfile.TemporaryDirectory() as temporary:
-        write(snapshot, Path(temporary))
-        mlflow.MlflowClient().log_artifacts(run.info.run_id, temporary, FOLDER)
+        write(snapshot, Path(temporary) / FOLDER)
+        for key, other in (others or {}).items():
+            write(other, Path(temporary) / OTHERS / key)
+        mlflow.MlflowClient().log_artifacts(run.info.run_id, temporary)
     tracking.log_metrics_batch(segment_metrics(snapshot))
     tracking.log_table(snapshot.by_segment(), SEGMENT_TABLE)
 
@@ -200,22 +207,34 @@ def read(folder: Path) -> Snapshot:
         raise FormatError(f"the snapshot in {folder} is damaged ({error}): release the version again") from error
 
 
-def of_run(client: MlflowClient, run_id: str) -> Snapshot | None:
-    """The snapshot that a run left, or None."""
-    if not any(file.path == FOLDER for file in client.list_artifacts(run_id)):
+def of_run(client: MlflowClient, run_id: str, key: str = "") -> Snapshot | None:
+    """The snapshot that a run left, of its own version or of the one with this key; None if there is none."""
+    parent, folder = (OTHERS, f"{OTHERS}/{key}") if key else (None, FOLDER)
+    if not run_id or not any(file.path == folder for file in client.list_artifacts(run_id, parent)):
         return None
     with tempfile.TemporaryDirectory() as temporary:
-        return read(Path(client.download_artifacts(run_id, FOLDER, temporary)))
+        return read(Path(client.download_artifacts(run_id, folder, temporary)))
 
 
-def of_pair(client: MlflowClient, a: Version, b: Version) -> tuple[Snapshot, Snapshot]:
-    """The snapshots of two versions.
+class Owner(Protocol):
+    """Whoever has a snapshot: a version, or a side of a comparison."""
 
-    Raises:
-        DataError: one was registered without.
-    """
-    found = [of_run(client, version.run_id) if version.run_id else None for version in (a, b)]
-    for version, snapshot in zip((a, b), found, strict=True):
-        if snapshot is None:
-            raise DataError(f"{version} was registered without a snapshot to compare it by: release it again")
-    return found[0], found[1]  # type: ignore[return-value]
+    @property
+    def run_id(self) -> str:
+        """The run that left it."""
+
+    @property
+    def key(self) -> str:
+        """By which other runs know it; empty for what no other run measures."""
+
+
+def of_pair(client: MlflowClient, a: Owner, b: Owner) -> tuple[Snapshot | None, Snapshot | None]:
+    """The snapshots of two versions, on the same rows where there are such: one's run may have measured the other, too."""
+    own_a, own_b = of_run(client, a.run_id), of_run(client, b.run_id)
+    if own_a is None or own_b is None or own_a.rows == own_b.rows:
+        return own_a, own_b
+    if a.key and (measured := of_run(client, b.run_id, a.key)) is not None:
+        return measured, own_b
+    if b.key and (measured := of_run(client, a.run_id, b.key)) is not None:
+        return own_a, measured
+    return own_a, own_b

@@ -93,6 +93,8 @@ def _opened() -> Iterator[tuple[str, MlflowClient]]:
     uri = default_uri()
     database_path(uri)  # refuses what is no store, before MLflow takes its seconds to be imported
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # a machine without git is no reason for a warning
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which belongs to --json
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -1,4 +1,4 @@
-"""The commands on registered versions and runs, for any task: compare, promote, rollback, resume."""
+"""The commands on registered versions and runs, for any task: compare, lineage, promote, rollback, resume."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compare(
 
     out = console.Output(as_json)
     client = tracking.client()
-    before, after = comparing.side(client, a), comparing.side(client, b)
+    before, after = comparing.sides(client, a, b)
     difference = comparing.compare(before, after)
     kind = after.snapshot.kind if after.snapshot else "unit"
     comparison_text.show(difference, kind, out)
@@ -46,6 +46,27 @@ def compare(
         page.write_text(pages.comparison(difference, kind), encoding="utf-8")
     out.say(f"\nPage, tables and numbers:  persona ui   (experiment comparisons, run {run_id})")
     out.result({"run_id": run_id, **difference.as_dict()})
+
+
+def lineage(
+    model: Annotated[str, typer.Argument(help="A registered model; bank versions name their parents.")] = (
+        "persona-recsys-prototypes"
+    ),
+    page: Annotated[Path | None, typer.Option(help="Write the HTML page here, besides MLflow.")] = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Who descends from whom, what moved in each version, and who was champion when."""
+    from pipelines import lineage_view, tracking
+
+    out = console.Output(as_json)
+    client = tracking.client()
+    nodes = lineage_view.chain(client, model)
+    out.show(lineage_view.tree(model, nodes))
+    run_id = lineage_view.log(client, model, nodes)
+    if page is not None:
+        page.write_text(lineage_view.page(model, nodes), encoding="utf-8")
+    out.say(f"\nPage and table:  persona ui   (experiment {model}, run {run_id})")
+    out.result({"model": model, "run_id": run_id, "versions": lineage_view.as_dicts(nodes)})
 
 
 def promote(
@@ -75,7 +96,10 @@ def promote(
     done = promotion.promote(tracking.client(), version, why=why, limits=limits, force=force)
     _show(done, out)
     out.result(done)
-    return 0 if done.moved else FAILED_CHECK
+    if done.moved:
+        return 0
+    tracking.note_failure(f"the gate kept {done.model}/{done.version} out")
+    return FAILED_CHECK
 
 
 def rollback(
@@ -144,6 +168,7 @@ def register(app: typer.Typer) -> None:
         "persona compare persona-recsys@champion persona-recsys@candidate\n\n"
         "persona compare persona-recsys-prototypes/1 persona-recsys-prototypes/3 --page diff.html"
     )(compare)
+    app.command(epilog="Example:  persona lineage persona-recsys-prototypes --page lineage.html")(lineage)
     app.command(epilog="Example:  persona promote persona-recsys@candidate --why 'better for new users'")(promote)
     app.command(epilog="Example:  persona resume 2f6c0a1e9d4b4f0c8a7e5d3b1c9f8e6a")(resume)
     app.command(epilog="Example:  persona rollback persona-recsys --why 'complaints since noon'")(rollback)

@@ -1,7 +1,9 @@
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
@@ -20,11 +22,14 @@ from pipelines import recsys_cli, tracking
 from pipelines.cli import app, main
 from recsys.config import RecsysConfig
 from tests.recsys.toy import write_walks
+from vision.config import VisionConfig
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRY_POINTS = PROJECT["entry_points"]
 DEFAULTS = {f.name: f.default for f in fields(RecsysConfig)}
+# Of the commands of a task, options made from settings have the settings' defaults.
+SETTINGS = {"recsys": DEFAULTS, "vision": {f.name: f.default for f in fields(VisionConfig)}}
 # Of the recommender's commands, only the experiments behind the documentation are no step of a project.
 NO_ENTRY_POINT = {"evidence"}
 
@@ -41,7 +46,9 @@ def command(name: str) -> tuple[list[str], Any]:
     """The words that name the command of an entry point, and the command."""
     words = list(takewhile(lambda word: not word.startswith("-"), arguments(name)))
     found = typer.main.get_command(app)
-    for word in words:
+    for i, word in enumerate(words):
+        if not hasattr(found, "commands"):  # the rest are arguments
+            return words[:i], found
         found = found.commands[word]
     return words, found
 
@@ -61,14 +68,13 @@ def test_parameters_are_options_with_the_same_names_types_and_defaults(name):
     options = {option.name: option for option in found.params}
     flags = {flag: option for option in found.params for flag in option.opts}
     for parameter, described in ENTRY_POINTS[name]["parameters"].items():
-        option = options.get(parameter.replace("-", "_")) or flags[f"--{parameter}"]
+        option = flags.get(f"--{parameter}") or options[parameter]
         number = isinstance(described.get("default"), int | float)
         assert described["type"] == ("float" if number else "string")
         if option.required:
             assert "default" not in described
         else:
-            settings = DEFAULTS if words[0] == "recsys" else {}
-            default = settings.get(option.name, option.default)
+            default = SETTINGS.get(words[0], {}).get(option.name, option.default)
             default = "" if default is None and not number else default
             assert described["default"] == (str(default) if isinstance(default, Path) else default)
 
@@ -77,8 +83,10 @@ def test_parameters_are_options_with_the_same_names_types_and_defaults(name):
 def test_every_parameter_reaches_its_option(name):
     parameters = ENTRY_POINTS[name]["parameters"]
     words = arguments(name, **{parameter: f"value of {parameter}" for parameter in parameters})
+    given = {name for option in command(name)[1].params for name in option.opts}
     for parameter in parameters:
-        assert words[words.index(f"--{parameter}") + 1] == f"value of {parameter}"
+        place = words.index(f"value of {parameter}")
+        assert parameter in given or words[place - 1] == f"--{parameter}"
 
 
 def test_steps_after_pretraining_declare_no_settings_that_would_override_what_they_take_over():
@@ -138,23 +146,29 @@ def mlflow_run(place):
     (place / "store").mkdir()
     # Tests that ran before leave MLflow's variables behind.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment = {**clean, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true", "VIRTUAL_ENV": ""}
+    base = {**clean, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true", "VIRTUAL_ENV": ""}
     if not (ROOT / ".venv").exists():
-        environment |= {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        base |= {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     data = write_walks(place / "log of films.csv")
 
-    def run(entry_point: str, **parameters: object):
+    def run(
+        entry_point: str,
+        *,
+        project: str = str(ROOT),
+        environment: Mapping[str, str] | None = None,
+        **parameters: object,
+    ):
         given = {"data": data, "work": place / "work", **parameters}
         pairs = [word for key, value in given.items() for word in ("-P", f"{key.replace('_', '-')}={value}")]
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", entry_point, "--env-manager", "local"),
+                *(sys.executable, "-m", "mlflow", "run", project, "-e", entry_point, "--env-manager", "local"),
                 *("--experiment-name", "project", *pairs),
             ],
             capture_output=True,
             text=True,
             cwd=place,
-            env=environment,
+            env={**base, **(environment or {})},
             check=False,
         )
         client = mlflow.MlflowClient(tracking_uri=uri)
@@ -186,6 +200,7 @@ def test_a_parameter_that_is_no_option_fails_the_run_and_names_the_nearest(mlflo
     assert done.returncode != 0
     assert run.info.status == "FAILED"
     assert "--min-events" in done.stderr
+    assert "--min-event" in run.data.tags["failure"], "the reason is on the run"
 
 
 @pytest.mark.slow
@@ -207,3 +222,33 @@ def test_mlflow_runs_everything_under_one_parent(mlflow_run, place):
 def test_a_wrong_value_of_a_parameter_is_one_sentence(workplace, capsys):
     assert main(arguments("recsys-pretrain", host="sasrce")) == 2
     assert "unknown host 'sasrce': did you mean 'sasrec'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_mlflow_runs_the_project_from_a_git_uri(place, mlflow_run):
+    """A clone has no environment of its own: it takes the active one, and the code is that of the commit."""
+    origin = place / "origin"
+    shutil.copytree(ROOT / "pipelines", origin / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("persona", "recsys", "vision"):
+        shutil.copytree(ROOT / package, origin / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("MLproject", "python_env.yaml", "requirements.lock"):
+        shutil.copy(ROOT / file, origin / file)
+    git = ["git", "-C", origin, "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "a"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    remote = "https://git.example.org/persona.git"
+    here = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{origin}/.git.insteadOf",
+        "GIT_CONFIG_VALUE_0": remote,
+    }
+    active = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done, run, _ = mlflow_run("recsys-prepare", project=remote, environment=here | active, work=place / "from git")
+    assert done.returncode == 0, done.stderr
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.source.git.commit"] == commit
+    assert run.data.tags["mlflow.source.git.repoURL"] == remote
+    assert run.data.metrics["users"] == 60
+    assert (place / "from git" / "prepared" / "sequences.json").is_file()
