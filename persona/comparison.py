@@ -11,7 +11,7 @@ Shapes: U units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class Measured:
         epochs: epochs of its own training.
         best_epoch: the epoch whose weights were kept; -1 if none beat the start.
         history: metrics of each epoch.
+        refresh_seconds: seconds of computing that adapting once takes: of the processor for one device where each is
+            adapted by itself, else of the training that adapts everybody; None where it was not measured.
+        parameters: of the method beyond the host's; None where they were not counted.
+        chosen: settings that validation data selected.
     """
 
     method: str
@@ -52,6 +56,9 @@ class Measured:
     epochs: int = 0
     best_epoch: int = -1
     history: Sequence[dict[str, float]] = ()
+    refresh_seconds: float | None = None
+    parameters: int | None = None
+    chosen: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the two files."""
@@ -90,6 +97,8 @@ class Row:
         differences: to the reference, with intervals over units; empty for the reference itself.
         seconds: mean training time.
         refresh_bytes: bytes a device receives per refresh.
+        refresh_seconds: mean over seeds, as in ``Measured``; None where a seed lacks it.
+        parameters: beyond the host's.
     """
 
     method: str
@@ -97,6 +106,8 @@ class Row:
     differences: dict[str, SeedsInterval]
     seconds: float
     refresh_bytes: int
+    refresh_seconds: float | None = None
+    parameters: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -143,10 +154,13 @@ def differences(a: Sequence[Measured], b: Sequence[Measured]) -> dict[str, Seeds
 
 def _row(measured: list[Measured], reference: list[Measured]) -> Row:
     own = measured[0]
+    refreshes = [m.refresh_seconds for m in measured if m.refresh_seconds is not None]
     return Row(
         method=own.method,
         metrics={k: float(np.mean([m.summary[k] for m in measured])) for k in own.summary},
         differences={} if own.method == reference[0].method else differences(measured, reference),
         seconds=float(np.mean([m.seconds for m in measured])),
         refresh_bytes=own.refresh_bytes,
+        refresh_seconds=float(np.mean(refreshes)) if len(refreshes) == len(measured) else None,
+        parameters=own.parameters,
     )

@@ -6,24 +6,41 @@ from collections.abc import Callable
 
 from persona.comparison import Measured
 from persona.errors import ConfigError, nearest
+from recsys.baselines.apg import train_apg
 from recsys.baselines.base import Problem, Trained
+from recsys.baselines.cluster import finetune_cluster
+from recsys.baselines.cost import extra_parameters, refresh_seconds
+from recsys.baselines.device import finetune_device_1, finetune_device_10
 from recsys.baselines.duet import train_duet
 from recsys.baselines.finetune import finetune_adaptive, finetune_all
 from recsys.baselines.host import train_host, train_longer
-from recsys.baselines.persona import train_frozen, train_held_back, train_joint
-from recsys.baselines.prototypes import train_basis, train_prototypes
+from recsys.baselines.persona import (
+    refresh_host,
+    train_cross_fitted,
+    train_frozen,
+    train_held_back,
+    train_joint,
+)
+from recsys.baselines.prototypes import train_basis, train_persona, train_prototypes
 
 METHODS: dict[str, Callable[[Problem], Trained]] = {
     "host": train_host,
     "trained_longer": train_longer,
     "finetune_all": finetune_all,
     "finetune_adaptive": finetune_adaptive,
+    "finetune_cluster": finetune_cluster,
+    "finetune_device_1": finetune_device_1,
+    "finetune_device_10": finetune_device_10,
     "duet": train_duet,
+    "apg": train_apg,
     "persona_frozen": train_frozen,
     "persona_joint": train_joint,
+    "host_refreshed": refresh_host,
     "persona_held_back": train_held_back,
+    "persona_cross_fitted": train_cross_fitted,
     "persona_prototypes": train_prototypes,
     "persona_basis": train_basis,
+    "persona": train_persona,
 }
 
 
@@ -56,6 +73,9 @@ def measure(problem: Problem, method: str) -> Measured:
         epochs=trained.result.epochs,
         best_epoch=trained.result.best_epoch,
         history=trained.result.history,
+        refresh_seconds=refresh_seconds(trained, problem.test.contexts),
+        parameters=extra_parameters(trained),
+        chosen=trained.chosen,
     )
     if folder is not None:
         measured.save(folder)

@@ -11,6 +11,7 @@ from persona.errors import ConfigError
 from persona.storage import read_json
 from recsys.baselines import METHODS, Problem, measure, train_method
 from recsys.baselines.base import FLOAT_BYTES
+from recsys.baselines.persona import PARTS
 from recsys.baselines.prototypes import training_codes
 from tests.recsys.toy import SMALL, walks
 
@@ -44,11 +45,13 @@ def same(one, other):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_and_is_measured(name, problem, trained, measured):
     method, result = trained[name], measured[name]
-    assert method.result.epochs == len(method.result.history) == SMALL.epochs
+    epochs = {"host_refreshed": PARTS}.get(name, 0 if name.startswith("finetune_device") else 1) * SMALL.epochs
+    assert method.result.epochs == len(method.result.history) == epochs
     assert method.result.seconds > 0
     assert all(np.isfinite(row["loss"]) for row in method.result.history)
     assert result.method == name
-    assert (result.epochs, result.best_epoch) == (SMALL.epochs, method.result.best_epoch)
+    assert (result.epochs, result.best_epoch) == (epochs, method.result.best_epoch)
+    assert dict(result.chosen) == method.chosen
     assert result.units.tolist() == list(range(60))
     assert result.summary == problem.test.run(method.scorer).summary
     assert 0 < result.summary["uauc"] < 1
@@ -63,8 +66,29 @@ def test_methods_cost_what_their_devices_receive(problem, trained):
     found = {name: method.refresh_bytes for name, method in trained.items()}
     expected = dict.fromkeys(METHODS, adaptive)
     whole = {"host": 0, "trained_longer": everything, "finetune_all": everything, "persona_prototypes": 1}
-    assert 1 < found["persona_basis"] <= 64
-    assert found == expected | whole | {"persona_basis": found["persona_basis"]}
+    whole |= {"host_refreshed": everything, "finetune_device_1": 0, "finetune_device_10": 0, "finetune_cluster": 1}
+    # Two cores of 8 x 8 and two biases of 8: APG sends as much as all of these layers, which are no wider than its rank.
+    for name in ("persona_basis", "persona"):
+        assert 1 < found.pop(name) <= 64
+        del expected[name]
+    assert found == expected | whole
+
+
+def test_the_time_of_a_refresh_and_the_parameters_beyond_the_host_are_measured(problem, measured):
+    seconds = {name: result.refresh_seconds for name, result in measured.items()}
+    assert seconds.pop("host") == 0.0
+    for name in ("trained_longer", "finetune_all", "finetune_adaptive", "host_refreshed"):
+        assert seconds.pop(name) == measured[name].seconds, "one training adapts everybody"
+    assert all(0 < value < 0.1 for value in seconds.values()), "of one device"
+    assert seconds["finetune_device_10"] > seconds["finetune_device_1"]
+    parameters = {name: result.parameters for name, result in measured.items()}
+    editor = sum(p.numel() for p in problem.new_editor(problem.new_host()).parameters())
+    assert all(
+        parameters[name] == 0 for name in METHODS if name.startswith(("host", "train", "finetune_a", "finetune_d"))
+    )
+    assert all(parameters[name] == editor for name in METHODS if name.startswith("persona"))
+    adaptive = sum(p.numel() for p in problem.new_host().adaptive_parameters())
+    assert parameters["finetune_cluster"] == measured["finetune_cluster"].chosen["clusters"] * adaptive
 
 
 def test_all_methods_compare_with_the_host(measured):
