@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# A row of a grid of images: its name, the positions of the images, and a note to each where there is one.
+Row = tuple[str, NDArray[np.int64], list[str]]
+
 COLUMNS = 12
 DEVICES = 6
 BINS = 12
@@ -27,13 +30,13 @@ COLOURS = {"host": HOST_COLOUR, "edit": PERSONA_COLOUR, "prototype": OTHER_COLOU
 def sample_of_devices(data: DeviceImages, count: int = DEVICES) -> Figure:
     """The first images of some devices, one a row."""
     chosen = np.unique(np.linspace(0, data.n_devices - 1, count).round().astype(int))
-    rows = [(data.device_ids[d], data.positions_of(np.array([d]))[:COLUMNS], []) for d in chosen]
+    rows: list[Row] = [(data.device_ids[d], data.positions_of(np.array([d]))[:COLUMNS], []) for d in chosen]
     return _pictures(data, rows, "Devices and their first images")
 
 
 def gallery(data: DeviceImages, owners: NDArray[np.int64], labels: NDArray[np.int64], k: int) -> Figure:
     """Images of the devices whose windows came to each prototype, one prototype a row, and which groups they belong to."""
-    rows = []
+    rows: list[Row] = []
     for j in range(k):
         members = np.unique(owners[labels == j])
         groups, counts = np.unique([data.groups[d] or data.device_ids[d] for d in members], return_counts=True)
@@ -103,9 +106,6 @@ def flow(counts: Tensor) -> Figure:
     axes.set(xlabel="prototype after", ylabel="prototype before", title="Devices by nearest prototype")
     figure.colorbar(shown, ax=axes)
     return figure
-
-
-Row = tuple[str, NDArray[np.int64], list[str]]
 
 
 def _device_row(data: DeviceImages, answers: pl.DataFrame, device: dict[str, Any]) -> Row:

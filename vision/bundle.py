@@ -61,6 +61,7 @@ class Bundle:
         parts: dict[str, torch.nn.Module] = {HOST: host}
         if editor is not None and reader is not None:
             parts |= {READER: reader, EDITOR: editor}
+        digests = {name: digest_tensors(part.state_dict()) for name, part in parts.items()}
         header = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -69,13 +70,13 @@ class Bundle:
             "classes": self.class_names,
             "context": None if reader is None else reader.kind,
             "editor": None if editor is None else editor.config.as_dict(),
-            "digests": {name: digest_tensors(part.state_dict()) for name, part in parts.items()},
+            "digests": digests,
             "bank_version": None if self.bank is None else self.bank.version,
             "info": self.info,
         }
         with atomic_folder(Path(folder)) as new:
             for name, part in parts.items():
-                save_tensors(new / name, part.state_dict(), {"host": header["digests"][HOST]})
+                save_tensors(new / name, part.state_dict(), {"host": digests[HOST]})
             if self.bank is not None:
                 save_bank(new / BANK, self.bank)
             write_json(new / HEADER, header)
