@@ -176,8 +176,8 @@ class ParameterEditor(nn.Module):
     def summary(self, context: Tensor, lengths: Tensor) -> Tensor:
         """z_0: (B, T, d_c) left-aligned and (B,) lengths -> (B, d). An empty context reads as the zero state."""
         states, _ = self.context(context)
-        last = (lengths - 1).clamp_min(0)
-        g = states[torch.arange(len(states), device=states.device), last]
+        last = (lengths - 1).clamp_min(0).view(-1, 1, 1).expand(-1, 1, states.shape[2])
+        g = states.gather(1, last).squeeze(1)
         return cast(Tensor, self.mlp0(g * (lengths > 0).unsqueeze(1)))
 
     def codes(self, context: Tensor, lengths: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ import os
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona.errors import DataError
-from recsys.recommender import Recommender
+
+if TYPE_CHECKING:  # a service downloads bundles without torch
+    from recsys.recommender import Recommender
 
 MODEL = "persona-recsys"
 CANDIDATE = "candidate"
@@ -57,8 +59,12 @@ def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metri
     return Registered(MODEL, int(number), f"models:/{MODEL}/{number}")
 
 
-def download(uri: str) -> Path:
+def download(uri: str, into: Path | None = None) -> Path:
     """The bundle folder of a registered model, for example ``models:/persona-recsys@candidate``.
+
+    Args:
+        uri: of the model.
+        into: where its files are put; by default where MLflow sees fit.
 
     Raises:
         DataError: there is no such model, or it holds no bundle.
@@ -68,7 +74,7 @@ def download(uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if into is None else str(into)))
     except MlflowException as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{uri} cannot be fetched ({reason}): see `persona ui` for the registered models") from error

@@ -5,7 +5,7 @@
     editor.safetensors      the editor's parameters (absent if the bundle is the host alone)
     bank/                   the prototype bank (see ``persona.prototypes``; absent if there is none)
     items.parquet           the vocabulary: item i is row i - 1, with its title where there is one
-    single.onnx             the answer to a single history, compiled (absent if it was not)
+    compiled/               what a service runs (see ``recsys.compiled``; absent if it was not compiled)
 
 Version 1 of the format, which had no bank, is read as well.
 
@@ -14,7 +14,6 @@ Shapes: V items.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +37,15 @@ from persona.storage import (
 from recsys.columns import ITEM, TITLE
 from recsys.hosts import Host, HostConfig, make_host
 from recsys.personalised import Personalised
+from recsys.serving import FOLDER, HEADER, ITEMS, digests, read_files
 
 FORMAT = "persona-recsys-bundle"
 FORMAT_VERSION = 2
 READABLE = (1, 2)
 
-HEADER, HOST, EDITOR, ITEMS = "bundle.json", "host.safetensors", "editor.safetensors", "items.parquet"
-BANK, COMPILED = "bank", "single.onnx"
+HOST, EDITOR, BANK = "host.safetensors", "editor.safetensors", "bank"
 
-_ENTRIES = ("host", "editor", "host_digest", "editor_digest", "items_digest", "compiled_digest", "info")
+_ENTRIES = ("host", "editor", "host_digest", "editor_digest", "items_digest", "info")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Bundle:
         titles: (V,) titles, or ``None``.
         info: what is told about training: settings, metrics, data digest, lineage.
         bank: prototypes of this host and editor.
-        graph: the compiled answer to a single history, ONNX.
+        compiled: what a service runs, files by name.
     """
 
     model: Personalised
@@ -67,7 +66,7 @@ class Bundle:
     titles: list[str | None] | None
     info: dict[str, Any]
     bank: PrototypeBank | None = None
-    graph: bytes | None = None
+    compiled: dict[str, bytes] | None = None
 
     def write(self, folder: Path) -> None:
         """Write the folder, which appears at once or not at all."""
@@ -83,7 +82,7 @@ class Bundle:
             "editor_digest": None if editor is None else digest_tensors(editor.state_dict()),
             "bank_version": None if self.bank is None else self.bank.version,
             "items_digest": digest_json(items),
-            "compiled_digest": None if self.graph is None else _sha256(self.graph),
+            "compiled": None if self.compiled is None else digests(self.compiled),
             "info": self.info,
         }
         with atomic_folder(Path(folder)) as new:
@@ -92,8 +91,10 @@ class Bundle:
                 save_tensors(new / EDITOR, editor.state_dict(), {"host": of_host})
             if self.bank is not None:
                 save_bank(new / BANK, self.bank)
-            if self.graph is not None:
-                (new / COMPILED).write_bytes(self.graph)
+            if self.compiled is not None:
+                (new / FOLDER).mkdir()
+                for name, data in self.compiled.items():
+                    (new / FOLDER / name).write_bytes(data)
             pl.DataFrame(items).write_parquet(new / ITEMS)
             write_json(new / HEADER, header)
 
@@ -116,19 +117,14 @@ class Bundle:
             editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
             _load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
         items: dict[str, list[Any]] = _read_items(folder / ITEMS, header["items_digest"])
-        digest = header["compiled_digest"]
         return cls(
             Personalised(host, editor),
             items[ITEM],
             items.get(TITLE),
             header["info"],
             _read_bank(folder / BANK, editor, of_host, header.get("bank_version")),
-            None if digest is None else _read_graph(folder / COMPILED, digest),
+            read_files(folder, header),
         )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -195,13 +191,3 @@ def _read_bank(folder: Path, editor: ParameterEditor | None, host: str, version:
     if editor is None:
         raise FormatError(f"{folder} is a prototype bank in a bundle without an editor: release the bundle again")
     return bank
-
-
-def _read_graph(path: Path, digest: str) -> bytes:
-    try:
-        graph = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read ({error.strerror}): fetch the bundle again") from error
-    if _sha256(graph) != digest:
-        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
-    return graph

@@ -1,84 +1,122 @@
-"""One device at a time, without torch's overhead: context in, edited scores of the catalogue out, as one ONNX graph.
+"""What a service runs of a bundle, made once at release: two ONNX graphs and the edit tables.
 
-The graph holds host, editor and item vectors. It answers a single history several times faster than eager torch, whose cost at
-batch 1 is the launching of some two hundred small operations; for batches torch is the better choice.
+    edit.onnx           items, lengths -> codes, unbounded edits
+    rank.onnx           items, lengths, bounded edits, k -> the k best items, all scores
+    tables.safetensors  levels, bounds and prototypes (see ``persona.cloud``)
 
-Shapes: T context length, V items.
+Between the two stands the choice of the level, so that an edit is judged before it is used, and so that a graph need not know
+the prototypes. ``recsys.serving`` runs them, without torch. Eager torch answers a single history several times more slowly, for
+its cost at batch 1 is the launching of some two hundred small operations.
+
+Shapes: B histories, T context length, V items, P entries of a flat edit.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import onnxruntime
+import onnx
 import torch
-from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from persona.edits import Edit
+from persona.errors import MismatchError
+from persona.prototypes import PrototypeBank
+from persona.prototypes.tables import edit_tables
 from recsys.batches import Context
+from recsys.graphs import EDIT, RANK, TABLES, CompiledModel
 from recsys.personalised import Personalised
 
+__all__ = ["CompiledModel", "compile_model"]
 
-class _SingleDevice(nn.Module):
-    """Items (1, T) and lengths (1,) -> logits (1, V + 1) and the edit's norm (1,)."""
+_EXAMPLE_ROWS = 2  # more than one, so that the batch stays free
+_OPSET = 18
+
+
+class _Editing(nn.Module):
+    """Items (B, T), lengths (B,) -> codes (B, L, d), unbounded edits (B, P)."""
+
+    def __init__(self, model: Personalised) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        editor = self.model.editor
+        assert editor is not None
+        codes = editor.codes(self.model.host.context_features(Context(items, lengths)), lengths)
+        return codes, editor.unbounded(codes).flat()
+
+
+class _Ranking(nn.Module):
+    """Items (B, T), lengths (B,), bounded edits (B, P) -> scores (B, V): column i - 1 is item i."""
 
     item_vectors: Tensor
 
     def __init__(self, model: Personalised) -> None:
         super().__init__()
-        self.model = model
+        self.host = model.host
         with torch.no_grad():
-            self.register_buffer("item_vectors", model.host.item_vectors())
+            self.register_buffer("item_vectors", model.host.item_vectors()[1:].clone())
 
-    def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        context = Context(items, lengths)
-        edit = self.model.edit(context)
-        assert edit is not None
-        with self.model.host.adaptive.applied(edit):
-            scores = self.model.host.match(self.model.host.encode(context), self.item_vectors)
-        return scores, edit.norm()
+    def forward(self, items: Tensor, lengths: Tensor, edit: Tensor) -> Tensor:
+        host = self.host
+        state = host.encode(Context(items, lengths))
+        with host.adaptive.applied(Edit.from_flat(edit, host.adaptive.specs)):
+            return host.match(state, self.item_vectors)
 
 
-def compile_model(model: Personalised) -> bytes:
-    """The ONNX graph of a host with an editor. Takes some seconds: done once, at release."""
-    length = model.host.config.max_length
-    example = (torch.ones(1, length, dtype=torch.int64), torch.tensor([length]))
-    with warnings.catch_warnings():
+def compile_model(model: Personalised, bank: PrototypeBank | None = None) -> dict[str, bytes]:
+    """The compiled files by name; those of the editor only where there is one. Takes some seconds.
+
+    Raises:
+        MismatchError: the bank was made with another host or editor.
+    """
+    model = model.eval()
+    length, specs = model.host.config.max_length, model.host.adaptive.specs
+    items, lengths = torch.ones(_EXAMPLE_ROWS, length, dtype=torch.int64), torch.full((_EXAMPLE_ROWS,), length)
+    edits = torch.zeros(_EXAMPLE_ROWS, sum(spec.parameters for spec in specs))
+    rank = _export(_Ranking(model), {"items": items, "lengths": lengths, "edit": edits}, ["scores"])
+    _add_top_k(rank)
+    files = {RANK: rank.SerializeToString()}
+    if model.editor is not None:
+        editing = _export(_Editing(model), {"items": items, "lengths": lengths}, ["codes", "unbounded"])
+        files |= {EDIT: editing.SerializeToString(), TABLES: edit_tables(model.editor, bank)}
+    return files
+
+
+def _export(module: nn.Module, example: dict[str, Tensor], outputs: list[str]) -> Any:
+    """The graph of ``module``, with the batch left free."""
+    rows = torch.export.Dim("rows", min=1, max=1 << 16)
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter announces changes of its own libraries
         program = torch.onnx.export(
-            _SingleDevice(model.eval()).eval(),
-            example,
+            module.eval(),
+            tuple(example.values()),
             dynamo=True,
             verbose=False,
-            input_names=["items", "lengths"],
-            output_names=["scores", "norm"],
+            opset_version=_OPSET,
+            input_names=list(example),
+            output_names=outputs,
+            dynamic_shapes={name: {0: rows} for name in example},
         )
     assert program is not None
-    graph: bytes = program.model_proto.SerializeToString()
+    graph = program.model_proto
+    for entry in graph.graph.input:
+        if entry.type.tensor_type.shape.dim[0].HasField("dim_value"):
+            raise MismatchError(
+                f"the compiled graph of {type(module).__name__} reads a fixed number of rows only, where any is "
+                "needed: this host or editor uses the batch size as a constant"
+            )
     return graph
 
 
-class CompiledModel:
-    """A compiled graph, ready to run on one thread.
-
-    Args:
-        graph: what ``compile_model`` returned.
-        length: T.
-    """
-
-    def __init__(self, graph: bytes, length: int) -> None:
-        self.graph, self.length = graph, length
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def score(self, known: Sequence[int]) -> tuple[NDArray[np.float32], float]:
-        """Item indices of one history, not empty -> logits (V + 1,), column 0 -inf, and the norm of the edit."""
-        tail = known[-self.length :]
-        items = np.zeros((1, self.length), dtype=np.int64)
-        items[0, : len(tail)] = tail
-        scores, norm = self._session.run(None, {"items": items, "lengths": np.array([len(tail)])})
-        scores[0, 0] = -np.inf
-        return scores[0], float(norm[0])
+def _add_top_k(model: onnx.ModelProto) -> None:
+    """Rank in the graph: a number k in, the best k scores (B, k) and their positions out."""
+    graph = model.graph
+    graph.input.append(helper.make_tensor_value_info("k", TensorProto.INT64, [1]))
+    graph.node.append(helper.make_node("TopK", ["scores", "k"], ["best", "positions"], axis=1, largest=1, sorted=1))
+    rows = graph.output[0].type.tensor_type.shape.dim[0].dim_param or "rows"
+    graph.output.append(helper.make_tensor_value_info("best", TensorProto.FLOAT, [rows, "k"]))
+    graph.output.append(helper.make_tensor_value_info("positions", TensorProto.INT64, [rows, "k"]))

@@ -29,12 +29,11 @@ from persona.errors import ConfigError, DataError, nearest
 from persona.prototypes import PrototypeBank, Server
 from recsys.batches import Context
 from recsys.bundle import Bundle
-from recsys.hosts import SequentialHost
 from recsys.ids import canonical_id
 from recsys.personalised import Personalised
 
 if TYPE_CHECKING:  # onnxruntime is loaded by those who use it
-    from recsys.compiled import CompiledModel
+    from recsys.graphs import CompiledModel
 
 LEVELS = ("host", "prototype", "basis", "edit")
 # What answers in turn where a level cannot.
@@ -206,7 +205,8 @@ class Recommender:
 
     def _score(self, known: Sequence[Sequence[int]], level: str) -> list[_Scored]:
         """Every history at ``level``, or at the next that can answer it."""
-        if self.compiled is not None and level == "edit" and len(known) == 1 and known[0]:
+        single = level == "edit" and len(known) == 1 and bool(known[0])
+        if single and self.compiled is not None and self.model.editor is not None:
             scores, norm = self.compiled.score(known[0])
             if np.isfinite(norm) and np.isfinite(scores[1:]).all():
                 return [_Scored(torch.from_numpy(scores), "edit", norm)]
@@ -259,14 +259,10 @@ class Recommender:
         return self.server.edit(codes, level), self.server.assign(codes).tolist()
 
     def compile(self) -> Recommender:
-        """Compile the answer to a single history, and keep that with the bundle; takes some seconds.
+        """Make what a service runs, and keep that with the bundle; takes some seconds. Single answers are faster with it."""
+        from recsys.compiled import CompiledModel, compile_model
 
-        Nothing is done for a host alone, or for DIN, whose time is in attending every item of the catalogue to the history.
-        """
-        if self.model.editor is not None and isinstance(self.model.host, SequentialHost):
-            from recsys.compiled import CompiledModel, compile_model
-
-            self.compiled = CompiledModel(compile_model(self.model), self.model.host.config.max_length)
+        self.compiled = CompiledModel(compile_model(self.model, self.bank), self.model.host.config.max_length)
         return self
 
     @torch.no_grad()
@@ -313,8 +309,8 @@ class Recommender:
 
     def save(self, folder: Path) -> None:
         """Write the bundle; the folder appears at once or not at all."""
-        graph = None if self.compiled is None else self.compiled.graph
-        Bundle(self.model, self.item_ids, self.titles, self.info, self.bank, graph).write(folder)
+        files = None if self.compiled is None else self.compiled.files
+        Bundle(self.model, self.item_ids, self.titles, self.info, self.bank, files).write(folder)
 
     @classmethod
     def load(cls, folder: Path | str) -> Recommender:
@@ -327,10 +323,10 @@ class Recommender:
         """
         found = Bundle.read(folder)
         recommender = cls(found.model, found.item_ids, found.titles, found.info, found.bank)
-        if found.graph is not None:
-            from recsys.compiled import CompiledModel
+        if found.compiled is not None:
+            from recsys.graphs import CompiledModel
 
-            recommender.compiled = CompiledModel(found.graph, found.model.host.config.max_length)
+            recommender.compiled = CompiledModel(found.compiled, found.model.host.config.max_length)
         return recommender
 
     def _ranked(self, scores: Tensor, k: int) -> list[Ranked]:

@@ -51,9 +51,12 @@ class DIN(Host):
         return vectors
 
     def match(self, state: State, targets: Tensor) -> Tensor:
-        """Logits (B, C); targets shared by all rows are scored in blocks, for their activations are B x C wide."""
+        """Logits (B, C); targets shared by all rows are scored in blocks, for their activations are B x C wide.
+
+        Not so in an exported graph, where the size of a block would fix the number of rows.
+        """
         assert isinstance(state, HistoryState)
-        if targets.ndim == 3:
+        if targets.ndim == 3 or torch.compiler.is_exporting():
             return self._match(state, targets)
         block = max(1, PAIRS // len(state))
         return torch.cat([self._match(state, part) for part in torch.split(targets, block)], dim=1)

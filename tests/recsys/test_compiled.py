@@ -1,72 +1,202 @@
-"""The compiled answer to a single history is the answer."""
+"""The compiled recommender answers what the recommender itself answers, for batches of different wishes."""
+
+import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from persona.editor import EditorConfig, ParameterEditor
-from persona.errors import FormatError
-from recsys.bundle import COMPILED
+from persona.errors import ConfigError, DataError, FormatError, MismatchError
+from persona.prototypes import fit_bank
+from recsys.graphs import EDIT, RANK, TABLES
 from recsys.hosts import HostConfig, make_host
 from recsys.personalised import Personalised
 from recsys.recommender import Recommender
+from recsys.serving import FOLDER, NO_BANK, NO_EDITOR, NO_ITEM, Ask, CompiledRecommender
 
 ITEMS = 60
 LENGTH = 6
+IDS = [f"i{n}" for n in range(1, ITEMS + 1)]
+LEVELS = ("host", "prototype", "basis", "edit")
 
 
-def recommender(kind):
+def recommender(kind, *, editor=True, bank=True):
     torch.manual_seed(3)
     host = make_host(HostConfig.preset(kind, "paper", ITEMS, dim=8, max_length=LENGTH))
     config = EditorConfig(context_dim=host.context_dim, width=8)
-    editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales())
-    for parameter in [*host.parameters(), *editor.parameters()]:
+    made = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales()) if editor else None
+    for parameter in [*host.parameters(), *(made.parameters() if made else ())]:
         torch.nn.init.normal_(parameter, std=0.4)
-    return Recommender(Personalised(host, editor), [f"i{n}" for n in range(1, ITEMS + 1)])
+    plain = Recommender(Personalised(host, made), IDS)
+    if made is None or not bank:
+        return plain
+    contexts = plain.context_of([[IDS[i], IDS[(3 * i) % ITEMS]] for i in range(ITEMS)])
+    return Recommender(plain.model, IDS, bank=fit_bank(made, plain.codes(contexts), 3).bank)
 
 
-@pytest.fixture(scope="module", params=["gru4rec", "sasrec"])
+@pytest.fixture(scope="module", params=["gru4rec", "sasrec", "din"])
 def pair(request, tmp_path_factory):
     """The same bundle, eager and compiled, the latter after a way through its folder."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     recommender(request.param).compile().save(folder)
-    return recommender(request.param), Recommender.load(folder)
+    return recommender(request.param), folder
 
 
-@pytest.mark.parametrize("length", range(1, LENGTH + 3))
-def test_compiled_answers_equal_eager_ones(pair, length):
-    eager, compiled = pair
-    assert compiled.compiled is not None
-    rng = np.random.default_rng(length)
-    history = [f"i{n}" for n in rng.integers(1, ITEMS + 1, length)]
-    for options in ({}, {"seen": True}, {"exclude": ["i1", "i2"]}, {"k": ITEMS}):
-        one, two = eager.recommend(history, **options), compiled.recommend(history, **options)
+@pytest.fixture(scope="module")
+def compiled(pair):
+    return CompiledRecommender.load(pair[1])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    recommender("gru4rec").compile().save(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(saved, tmp_path):
+    """A copy to be damaged."""
+    return shutil.copytree(saved, tmp_path / "bundle")
+
+
+def histories(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [[IDS[i] for i in rng.integers(ITEMS, size=rng.integers(1, LENGTH + 3))] for _ in range(n)]
+
+
+def ids(answer):
+    return [IDS[i - 1] for i in answer.items]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_a_batch_of_levels_is_answered_as_by_torch(pair, compiled, rows):
+    asks = [Ask(h, k=5, level=LEVELS[i % 4]) for i, h in enumerate(histories(rows, rows))]
+    for ask, got in zip(asks, compiled.recommend(asks), strict=True):
+        wanted = pair[0].recommend(ask.history, 5, level=ask.level)
+        assert ids(got) == [item.item_id for item in wanted.items]
+        assert got.scores == pytest.approx([item.score for item in wanted.items], abs=1e-4)
+        assert (got.level, got.fallback) == (wanted.level, wanted.fallback) == (ask.level, "")
+        assert got.edit_norm == pytest.approx(wanted.edit_norm, rel=1e-4)
+        if ask.level in {"prototype", "basis"}:
+            assert got.prototype == wanted.prototype
+
+
+def test_exclusions_and_choices_act_on_their_own_row_alone(pair, compiled):
+    history = [IDS[4], IDS[7]]
+    asks = [
+        Ask(history, k=4),
+        Ask(history, k=ITEMS),
+        Ask(history, k=4, seen=True),
+        Ask(history, k=4, exclude=IDS[:40]),
+        Ask(history, k=4, only=[IDS[4], IDS[9], "unknown", IDS[20]]),
+        Ask(history, k=4, only=[]),
+    ]
+    few, every, seen, excluding, among, none = compiled.recommend(asks)
+    eager = pair[0]
+    assert ids(few) == [item.item_id for item in eager.recommend(history, 4).items]
+    assert len(every.items) == ITEMS - 2
+    assert ids(seen) == [item.item_id for item in eager.recommend(history, 4, seen=True).items]
+    assert ids(excluding) == [item.item_id for item in eager.recommend(history, 4, exclude=IDS[:40]).items]
+    assert ids(among) == [i for i in ids(every) if i in {IDS[9], IDS[20]}], "the history's own item stays out"
+    assert (none.items, none.scores) == ([], [])
+
+
+def test_histories_that_say_nothing_are_answered_by_the_host(pair, compiled):
+    host = pair[0].recommend([], 3, level="host")
+    for history, unknown in ([], []), (["x", 7], ["x", 7]):
+        answer = compiled.recommend([Ask(history, k=3), Ask([IDS[0]])])[0]
+        assert (answer.level, answer.fallback, answer.unknown) == ("host", NO_ITEM, unknown)
+        assert (answer.prototype, answer.edit_norm) == (None, 0.0)
+        assert ids(answer) == [item.item_id for item in host.items]
+
+
+def test_only_the_end_of_a_long_history_is_read(compiled):
+    long = histories(1, 5)[0] * 5
+    answer, tail = compiled.recommend([Ask(long, seen=True), Ask(long[-LENGTH:], seen=True)])
+    assert (answer.unread, tail.unread) == (len(long) - LENGTH, 0)
+    assert answer.items == tail.items
+
+
+def test_wishes_that_cannot_be_met_are_refused(compiled):
+    with pytest.raises(ConfigError, match="k is 0"):
+        compiled.recommend([Ask([], k=0)])
+    with pytest.raises(ConfigError, match="did you mean 'edit'"):
+        compiled.recommend([Ask([], level="edits")])
+    assert compiled.recommend([]) == []
+
+
+def test_what_the_host_makes_of_an_edit_has_to_be_finite(compiled, monkeypatch):
+    plain = compiled.recommend([Ask([IDS[1]], level="host")])[0]
+    rank = compiled.model.rank
+
+    def poisoned(inputs, edits, best, *, whole):
+        scores, items, every = rank(inputs, edits, best, whole=whole)
+        return (scores if edits is None else scores * np.float32(np.nan)), items, every
+
+    monkeypatch.setattr(compiled.model, "rank", poisoned)
+    answer = compiled.recommend([Ask([IDS[1]])])[0]
+    assert (answer.level, answer.fallback, answer.edit_norm) == ("host", "the edit is not finite", 0.0)
+    assert (answer.items, answer.scores) == (plain.items, plain.scores)
+
+
+@pytest.mark.parametrize(("options", "reason"), [({"editor": False}, NO_EDITOR), ({"bank": False}, NO_BANK)])
+def test_bundles_without_editor_or_bank(options, reason, tmp_path):
+    made = recommender("gru4rec", **options)
+    made.compile().save(tmp_path / "bundle")
+    answers = CompiledRecommender.load(tmp_path / "bundle").recommend([Ask([IDS[3]], level=v) for v in LEVELS])
+    assert [a.level for a in answers] == ["host", "host", "host", "edit" if reason == NO_BANK else "host"]
+    assert [a.fallback for a in answers] == ["", reason, reason, "" if reason == NO_BANK else reason]
+    single = made.recommend([IDS[3]])
+    assert ids(answers[3]) == [item.item_id for item in single.items]
+
+
+@pytest.mark.parametrize("name", [EDIT, RANK, TABLES])
+def test_damaged_files_are_refused(bundle, name):
+    path = bundle / FOLDER / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for load in (Recommender.load, CompiledRecommender.load):
+        with pytest.raises(FormatError, match="is damaged"):
+            load(bundle)
+    path.unlink()
+    with pytest.raises(FormatError, match="cannot be read"):
+        CompiledRecommender.load(bundle)
+
+
+def test_files_of_another_bundle_are_refused(bundle, tmp_path):
+    path = bundle / "bundle.json"
+    header = json.loads(path.read_text())
+    for key, error in (("host_digest", MismatchError), ("bank_version", MismatchError), ("items_digest", FormatError)):
+        path.write_text(json.dumps(header | {key: "0" * 64}))
+        with pytest.raises(error):
+            CompiledRecommender.load(bundle)
+    path.write_text(json.dumps(header | {"compiled": None}))
+    with pytest.raises(DataError, match="without its compiled form"):
+        CompiledRecommender.load(bundle)
+    with pytest.raises(DataError, match="holds no bundle"):
+        CompiledRecommender.load(tmp_path)
+
+
+def test_no_torch_is_needed(saved):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from recsys.serving import Ask, CompiledRecommender\n"
+        f"print(len(CompiledRecommender.load({str(saved)!r}).recommend([Ask(['i1'])])[0].items))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "10\n", done.stderr
+
+
+def test_single_answers_of_the_recommender_use_the_graphs(pair):
+    eager, loaded = pair[0], Recommender.load(pair[1])
+    assert loaded.compiled is not None
+    for history in histories(3, 9):
+        one, two = eager.recommend(history), loaded.recommend(history)
         assert [item.item_id for item in one.items] == [item.item_id for item in two.items]
         assert [i.score for i in one.items] == pytest.approx([i.score for i in two.items], abs=1e-4)
-        assert one.level == two.level == "edit"
         assert one.edit_norm == pytest.approx(two.edit_norm, rel=1e-4)
-
-
-def test_what_is_not_a_single_edited_history_stays_eager(pair):
-    eager, compiled = pair
-    assert compiled.recommend([]) == eager.recommend([])
-    assert compiled.recommend(["i3"], level="host") == eager.recommend(["i3"], level="host")
-    assert compiled.recommend_many([["i3"], ["i4", "i5"]]) == eager.recommend_many([["i3"], ["i4", "i5"]])
-
-
-def test_a_damaged_graph_is_refused(tmp_path):
-    model = recommender("gru4rec")
-    model.compile().save(tmp_path / "bundle")
-    graph = tmp_path / "bundle" / COMPILED
-    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
-    with pytest.raises(FormatError, match=r"single\.onnx is damaged"):
-        Recommender.load(tmp_path / "bundle")
-    graph.unlink()
-    with pytest.raises(FormatError, match=r"single\.onnx cannot be read"):
-        Recommender.load(tmp_path / "bundle")
-
-
-def test_hosts_that_gain_nothing_are_not_compiled():
-    host = recommender("sasrec").model.host
-    assert Recommender(Personalised(host), [f"i{n}" for n in range(1, ITEMS + 1)]).compile().compiled is None
-    assert recommender("din").compile().compiled is None

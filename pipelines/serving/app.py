@@ -1,0 +1,171 @@
+"""The routes of a service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version as installed
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from pipelines.serving import errors, listing
+from pipelines.serving.batching import Batcher
+from pipelines.serving.bodies import LONGEST_MS, body_of, field_names, read, to_bytes
+from pipelines.serving.config import ServingConfig
+from pipelines.serving.errors import Problem, Refusal
+from pipelines.serving.gate import BUG, Gate
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.models import Models
+from pipelines.serving.servable import Operation, Reply, Task
+from pipelines.serving.sources import Source
+
+BINARY = "application/octet-stream"
+DEADLINE = "x-deadline-ms"
+_REFUSALS = (400, 401, 413, 415, 422, 429, 500, 503)
+
+
+class Service:
+    """A model in use, its queue, and the ASGI application in front of them.
+
+    Args:
+        task: what kind of bundles are served.
+        source: where their versions come from.
+        config: settings.
+
+    Attributes:
+        app: to be run by an ASGI server; it loads the model at start, and answers what waits before it ends.
+        api: the routes without the gate, for their documentation.
+    """
+
+    def __init__(self, task: Task, source: Source, config: ServingConfig) -> None:
+        self.task, self.config = task, config
+        self.draining = False
+        paths = [operation.path for operation in task.operations]
+        self.metrics = Metrics(frozenset([*paths, *listing.PATHS]))
+        self.models = Models(task, source, self.metrics.version)
+        self.batcher = Batcher(
+            self.models.current,
+            queue=config.queue,
+            batch=config.batch,
+            target=config.target_ms / 1000,
+            observe=self.metrics.batch,
+        )
+        self.metrics.watch(lambda: self.batcher.waiting, lambda: self.ready)
+        self.api = self._routes()
+        self.app = Gate(
+            self.api,
+            batcher=self.batcher,
+            metrics=self.metrics,
+            body_bytes=config.body_bytes,
+            api_keys=config.api_keys,
+            guarded=("/v1/", "/invocations"),
+            queued=frozenset([*paths, listing.INVOCATIONS]),
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return self.models.loaded and not self.draining
+
+    async def ask(self, request: BaseModel, headers: Any) -> Reply:
+        """The reply to one request, by way of the queue.
+
+        Raises:
+            Refusal: it cannot be answered, or not in time.
+        """
+        return await self.batcher.submit(request, self._seconds(headers))
+
+    def _seconds(self, headers: Any) -> float:
+        given = headers.get(DEADLINE)
+        if given is None:
+            return self.config.deadline_ms / 1000
+        if not (given.isascii() and given.isdecimal() and len(given) <= 6 and 1 <= int(given) <= LONGEST_MS):
+            raise Refusal(422, "invalid", f"X-Deadline-Ms has to be a whole number from 1 to {LONGEST_MS}")
+        return int(given) / 1000
+
+    def _routes(self) -> FastAPI:
+        api = FastAPI(
+            title="Persona",
+            version=installed("persona"),
+            summary="Personalised answers, and edits for devices.",
+            lifespan=self._lifespan,
+        )
+        # The busiest first: routes are tried in their order.
+        for operation in self.task.operations:
+            self._add(api, operation)
+        listing.add(api, self)
+        api.add_exception_handler(Refusal, _refused)
+        api.add_exception_handler(Exception, _failed)
+        api.add_exception_handler(HTTPException, _http_refused)
+        api.add_exception_handler(RequestValidationError, _parameters_refused)
+        api.mount("/page", StaticFiles(directory=listing.PAGE), name="page")
+        return api
+
+    def _add(self, api: FastAPI, operation: Operation) -> None:
+        names = sorted(field_names(operation.request))
+
+        async def endpoint(request: Request) -> Response:
+            body = await read(request, operation.request, names)
+            reply = await self.ask(body, request.headers)
+            if operation.binary and BINARY in request.headers.get("accept", ""):
+                told = {key: reply.content[key] for key in ("level", "prototype", "host", "bank")}
+                headers = {f"x-persona-{key}": "" if value is None else str(value) for key, value in told.items()}
+                return Response(reply.message, media_type=BINARY, headers=headers)
+            return Response(to_bytes(reply.content), media_type="application/json")
+
+        content = {BINARY: {"schema": {"type": "string", "format": "binary"}}} if operation.binary else {}
+        statuses = (*_REFUSALS, 404, *((409,) if operation.conflicts else ()))
+        api.add_api_route(
+            operation.path,
+            endpoint,
+            methods=["POST"],
+            summary=operation.summary,
+            description=operation.description,
+            operation_id=operation.path.rpartition("/")[2],
+            response_model=None,
+            responses={200: {"model": operation.response, "content": content}, **errors.responses(*statuses)},
+            openapi_extra=body_of(operation.request, operation.examples),
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, api: FastAPI) -> AsyncIterator[None]:
+        """Load the model before the first request, follow its source, and answer what waits at the end."""
+        loop = asyncio.get_running_loop()
+        if not self.models.loaded:
+            await loop.run_in_executor(None, self.models.refresh)
+        following = loop.create_task(self.models.follow(self.config.poll_seconds))
+        try:
+            yield
+        finally:
+            following.cancel()
+            await self.batcher.close()
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return Response(error.body(), error.status, error.headers, "application/json")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """The gate logs it."""
+    return await _refused(request, BUG)
+
+
+async def _http_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    sentence = {404: "there is nothing at this address: see /docs", 405: "this address takes other methods: see /docs"}
+    told = Problem(error=sentence.get(error.status_code, "this request cannot be answered"), kind="http")
+    return Response(told.model_dump_json(), error.status_code, error.headers, "application/json")
+
+
+async def _parameters_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    names = ", ".join(str(found["loc"][-1]) for found in error.errors())
+    told = Problem(error=f"{names}: the value does not fit, see /docs", kind="invalid")
+    return Response(told.model_dump_json(), 422, media_type="application/json")

@@ -1,0 +1,105 @@
+"""The compiled graphs of a bundle and its edit tables, ready to run: what ``recsys.compiled`` makes, without torch.
+
+Shapes: B histories, T context length, V items, L layers, d code width, P entries of a flat edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from persona.cloud import EditTables
+from persona.errors import ConfigError
+
+EDIT, RANK, TABLES = "edit.onnx", "rank.onnx", "tables.safetensors"
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What the editor says of B histories that have a known item.
+
+    Attributes:
+        codes: (B, L, d).
+        unbounded: (B, P) whole edits before their bound.
+    """
+
+    codes: NDArray[np.float32]
+    unbounded: NDArray[np.float32]
+
+
+class CompiledModel:
+    """The two graphs of a bundle, each on one thread, and its tables.
+
+    Args:
+        files: what ``recsys.compiled.compile_model`` returned.
+        length: T.
+
+    Attributes:
+        tables: of the editor, ``None`` if the bundle is a host alone.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], length: int) -> None:
+        self.files, self.length = dict(files), length
+        self._rank = _session(files[RANK])
+        self._edit = _session(files[EDIT]) if EDIT in files else None
+        self.tables = EditTables.from_bytes(files[TABLES]) if TABLES in files else None
+        self._size = {entry.name: entry.shape for entry in self._rank.get_inputs()}["edit"][1]
+
+    def inputs(self, known: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
+        """The last T items of every history, left-aligned (B, T), and how many there are (B,)."""
+        items = np.zeros((len(known), self.length), dtype=np.int64)
+        lengths = np.zeros(len(known), dtype=np.int64)
+        for row, history in enumerate(known):
+            tail = history[-self.length :]
+            items[row, : len(tail)] = tail
+            lengths[row] = len(tail)
+        return {"items": items, "lengths": lengths}
+
+    def contexts(self, inputs: Mapping[str, NDArray[np.int64]]) -> Contexts:
+        """One pass of the editor.
+
+        Raises:
+            ConfigError: the bundle is a host without an editor.
+        """
+        if self._edit is None:
+            raise ConfigError("this bundle is a host without an editor, so it makes no edits: release one with it")
+        return Contexts(*self._edit.run(None, dict(inputs)))
+
+    def rank(
+        self, inputs: Mapping[str, NDArray[np.int64]], edits: NDArray[np.float32] | None, best: int, *, whole: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32] | None]:
+        """Scores (B, best) of the best items, falling, their indices, and with ``whole`` all scores (B, V).
+
+        Args:
+            inputs: of ``inputs``.
+            edits: (B, P) bounded; ``None`` for the host as it is.
+            best: how many, at most V.
+            whole: whether the scores of all items are wanted; item i has column i - 1.
+        """
+        if edits is None:
+            edits = np.zeros((len(inputs["lengths"]), self._size), dtype=np.float32)
+        names = ["best", "positions", "scores"] if whole else ["best", "positions"]
+        found = self._rank.run(names, {**inputs, "edit": edits, "k": np.array([best], dtype=np.int64)})
+        return found[0], found[1] + 1, found[2] if whole else None
+
+    def score(self, known: Sequence[int]) -> tuple[NDArray[np.float32], float]:
+        """One history, not empty -> logits (V + 1,) under its whole edit, column 0 -inf, and the norm of the edit."""
+        inputs = self.inputs([known])
+        edits, norm = None, 0.0
+        if self.tables is not None:
+            edits = self.tables.bounded(self.contexts(inputs).unbounded)
+            norm = float(np.linalg.norm(edits))
+        whole = self.rank(inputs, edits, 1, whole=True)[2]
+        assert whole is not None
+        return np.concatenate([np.array([-np.inf], dtype=np.float32), whole[0]]), norm
+
+
+def _session(graph: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # its warnings are about how graphs could be smaller
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
