@@ -62,7 +62,7 @@ class Problem:
     def __init__(
         self, data: SequenceData, config: RecsysConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> None:
-        self.data, self.config, self.on_epoch = data, config, on_epoch
+        self.data, self.config, self.root, self.on_epoch = data, config, folder, on_epoch
         self.split: Split = make_split(data, config.protocol)
         self.root = folder
         self.host_results: dict[str, FitResult] = {}

@@ -1,0 +1,116 @@
+"""The command `persona recsys replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import console
+from pipelines.options import with_settings
+
+SCENARIO_HELP = "What happens to the log from the shift on: none, interest, new_users, catalogue, popularity."
+EPILOG = (
+    "Examples:\n\n"
+    "persona recsys replay                                          the log as it is\n\n"
+    "persona recsys replay --scenario popularity --windows 12 --shift 4\n\n"
+    "persona recsys replay --days 7 --min-users 5"
+)
+
+
+def replay(
+    given: dict[str, Any],
+    work: Annotated[Path, typer.Option("--work", help="Folder that the steps share.")] = Path("work"),
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")] = None,
+    scenario: Annotated[str, typer.Option(help=SCENARIO_HELP)] = "none",
+    windows: Annotated[int, typer.Option(min=2, help="Windows of about equally many events.")] = 10,
+    days: Annotated[float, typer.Option(min=0.0, help="Windows of so many days instead.")] = 0.0,
+    shift: Annotated[int, typer.Option(min=1, help="The window in which the scenario sets in, from 0.")] = 3,
+    eta: Annotated[float, typer.Option(help="Share of the way that refinement goes.")] = 0.5,
+    min_users: Annotated[int, typer.Option(help="Users without whom a prototype does not move.")] = 10,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Replay the events after the cut in time order: who keeps up with the stream, and at what cost."""
+    from persona import runtime
+
+    runtime.configure()
+    from persona.prototypes import RefineConfig
+    from pipelines import replay_steps
+    from pipelines.workspace import Workspace
+    from recsys.replay import METRICS, POLICIES, ReplayConfig
+
+    out, space = console.Output(as_json), Workspace(work)
+    settings = space.settings(given, config)
+    stream = ReplayConfig(scenario, windows, days, shift, RefineConfig(eta=eta, min_users=min_users))
+    with console.progress("policies", len(POLICIES)) as advance:
+        seen: set[str] = set()
+
+        def on_window(policy: str, window: int) -> None:
+            advance(int(policy not in seen), f"{policy}, window {window}")
+            seen.add(policy)
+
+        result = replay_steps.replay(settings, space, stream, on_window)
+    for metric in METRICS:
+        _show(result, metric, out)
+    _show_refinement(result, METRICS, out)
+    out.result(result)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``persona recsys``."""
+    app.command("replay", epilog=EPILOG)(with_settings(replay))
+
+
+def _show(result: Mapping[str, Any], metric: str, out: console.Output) -> None:
+    rows = [
+        [
+            name,
+            *(row[metric]["mean"] for row in policy["windows"]),
+            _interval(policy["overall"][metric]),
+            *("-" if back is None else str(back) for back in policy["windows_until"][metric].values()),
+            f"{policy['spent']['bytes_sent']:,}",
+            f"{policy['spent']['editor_passes']:,}",
+            f"{policy['spent']['gradient_steps']:,}",
+            f"{policy['spent']['serving_seconds'] + policy['spent']['learning_seconds']:.1f} s",
+        ]
+        for name, policy in result["policies"].items()
+    ]
+    windows = [str(index) for index in range(len(result["starts"]))]
+    costs = ["bytes", "editor passes", "gradient steps", "processor"]
+    until = [f"windows to {level}" for level in next(iter(result["policies"].values()))["windows_until"][metric]]
+    title = (
+        f"time/{metric} per window, scenario {result['scenario']}, shift in window {result['shift']}, "
+        f"{result['prototypes']} prototypes"
+    )
+    out.table(title, ["policy", *windows, "against the host [95 %]", *until, *costs], rows)
+
+
+def _show_refinement(result: Mapping[str, Any], metrics: tuple[str, ...], out: console.Output) -> None:
+    rows = []
+    for name, policy in result["policies"].items():
+        for metric in metrics if "won_back" in policy else ():
+            won = policy["won_back"][metric]
+            share = None if won is None else won["share"]
+            rows.append(
+                [
+                    name,
+                    metric,
+                    _interval(policy["against_parents"][metric]),
+                    _interval(None if won is None else won["refined"]),
+                    "-" if share is None else f"{share:.0%}",
+                ]
+            )
+    columns = [
+        "policy",
+        "metric",
+        "new versions against their parents",
+        "after the shift, against the release",
+        "won back",
+    ]
+    out.table("Refinement", columns, rows)
+
+
+def _interval(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else f"{value['mean']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]"
