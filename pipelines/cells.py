@@ -16,6 +16,7 @@ from typing import Any
 
 from persona import runtime
 from persona.comparison import Measured
+from pipelines.workspace import under_protocol
 from recsys.config import RecsysConfig
 
 POLL_SECONDS = 0.5
@@ -44,7 +45,7 @@ def cells_of(
 ) -> list[Cell]:
     """The cells of a comparison; seeds count up from the one of ``config``."""
     return [
-        Cell(replace(config, protocol=protocol, seed=config.seed + i), tuple(methods), prepared, folder)
+        Cell(replace(under_protocol(config, protocol), seed=config.seed + i), tuple(methods), prepared, folder)
         for protocol in protocols
         for i in range(seeds)
     ]

@@ -9,7 +9,7 @@ import typer
 
 from persona import runtime
 from persona.errors import ConfigError
-from pipelines import console, doctor, recsys_cli, tracking, vision_cli, workbench_cli
+from pipelines import bank_cli, console, doctor, recsys_cli, replay_cli, serve_cli, tracking, vision_cli, workbench_cli
 from pipelines.store import artifact_root, database_path, default_uri, prepared
 
 HOST = "127.0.0.1"
@@ -19,8 +19,11 @@ PortOption = Annotated[int, typer.Option(help="Port of the MLflow UI.", min=1, m
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(recsys_cli.app, name="recsys")
+bank_cli.register(recsys_cli.app)
+replay_cli.register(recsys_cli.app)
 app.add_typer(vision_cli.app, name="vision")
 workbench_cli.register(app)
+serve_cli.register(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -165,8 +165,9 @@ def _lines(description: str, total: int) -> Advance:
         if done < total and now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        left = (now - start) / max(done, 1) * max(total - done, 0)
-        print(f"{description} {done}/{total}, {now - start:.0f} s, {left:.0f} s left  {note}".rstrip(), file=sys.stderr)
+        # Nothing done says nothing of the time that is left.
+        left = f", {(now - start) / done * max(total - done, 0):.0f} s left" if done else ""
+        print(f"{description} {done}/{total}, {now - start:.0f} s{left}  {note}".rstrip(), file=sys.stderr)
 
     return advance
 

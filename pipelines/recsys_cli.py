@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines import console
+from pipelines import recsys_show as show
 from pipelines.options import with_settings
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def prepare(
     as_json: console.JsonOption = False,
 ) -> None:
     """Read an interaction log of any form, say what was understood, and keep it as sequences."""
-    steps, out = _start(as_json)
+    steps, out = start(as_json)
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
-    result = steps.prepare(data, _workspace(work), columns=columns, min_events=min_events, baskets=baskets)
+    result = steps.prepare(data, workspace(work), columns=columns, min_events=min_events, baskets=baskets)
     for line in result.understood:
         out.say(line)
     out.result(result)
@@ -115,12 +115,12 @@ def evaluate(
     as_json: console.JsonOption = False,
 ) -> None:
     """Compare methods with the host on the same rows and negatives, with intervals over users."""
-    _, out = _start(as_json)
-    space = _workspace(work)
+    _, out = start(as_json)
+    space = workspace(work)
     settings = space.settings(given, config)
     comparisons = _evaluate(space, settings, _split(protocols) or [settings.protocol], _split(methods), seeds, jobs)
     for comparison in comparisons:
-        _show(comparison, out)
+        show.comparison(comparison, out)
     out.result([comparison.as_dict() for comparison in comparisons])
 
 
@@ -129,13 +129,13 @@ def evaluate(
 def release(
     given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
 ) -> None:
-    """Pack host and editor into a bundle, register it in MLflow, and call it the candidate."""
-    steps, out = _start(as_json)
-    space = _workspace(work)
+    """Pack host, editor and prototypes into a bundle, register it in MLflow, and call it the candidate."""
+    steps, out = start(as_json)
+    space = workspace(work)
     settings = space.settings(given, config)
-    with _epochs(settings) as on_epoch:
+    with epochs(settings) as on_epoch:
         released = steps.release(settings, space, on_epoch)
-    _say_released(released, out)
+    show.released(released, out)
     out.result(released)
 
 
@@ -156,8 +156,8 @@ def recommend(
     as_json: console.JsonOption = False,
 ) -> None:
     """Answer: what should this user see now."""
-    steps, out = _start(as_json)
-    space = _workspace(work)
+    steps, out = start(as_json)
+    space = workspace(work)
     answer = steps.recommend(
         model or space.bundle,
         work=space,
@@ -167,7 +167,7 @@ def recommend(
         level=level,
         drop_last=drop_last,
     )
-    _show_answer(answer, out)
+    show.answered(answer, out)
     out.result(answer)
 
 
@@ -193,14 +193,18 @@ def run(
     baskets: Baskets = None,
     as_json: console.JsonOption = False,
 ) -> None:
-    """The whole way: prepare, pretrain, edit, evaluate against all baselines, release, recommend."""
-    from dataclasses import replace
+    """The whole way, as nested MLflow runs: prepare, evaluate (trains host, editor, baselines), prototypes, release.
 
-    from pipelines import tracking
+    In the end it recommends to one user, before and after their last five events.
+    """
+    from pipelines import bank_cli, tracking
+    from pipelines.workspace import under_protocol
+    from recsys.bank import BankConfig
 
-    steps, out = _start(as_json)
-    space = _workspace(work)
+    steps, out = start(as_json)
+    space = workspace(work)
     settings = space.settings(given, config)
+    show.taken_over(space, given, config, out)
     chosen = _split(protocols) or [settings.protocol]
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
     tracking.connect(steps.EXPERIMENT)
@@ -211,23 +215,27 @@ def run(
             out.say(line)
         comparisons = _evaluate(space, settings, chosen, _split(methods), seeds, jobs)
         for comparison in comparisons:
-            _show(comparison, out)
-        with _epochs(settings) as on_epoch:
-            released = steps.release(replace(settings, protocol=chosen[0]), space, on_epoch)
-        _say_released(released, out)
+            show.comparison(comparison, out)
+        kept = under_protocol(settings, chosen[0])
+        banks = bank_cli.fit(space, kept, BankConfig())
+        bank_cli.show_bank(banks, out)
+        with epochs(kept) as on_epoch:
+            released = steps.release(kept, space, on_epoch)
+        show.released(released, out)
         shown = user or steps.latest_user(space)
         answers = {
             "before": steps.recommend(space.bundle, work=space, user=shown, drop_last=5),
             "after": steps.recommend(space.bundle, work=space, user=shown),
         }
         tracking.log_json({"user": shown, **answers}, "recommendations.json")
-    _show_before_after(shown, answers, out)
+    show.before_after(shown, answers, out)
     out.say(f"\nSee runs, figures and the registered model:  persona ui   (run {active.info.run_id})")
     out.result(
         {
             "run_id": active.info.run_id,
             "prepared": prepared,
             "comparisons": [comparison.as_dict() for comparison in comparisons],
+            "prototypes": banks,
             "released": released,
             "user": shown,
             "answers": answers,
@@ -244,7 +252,7 @@ def evidence(
     as_json: console.JsonOption = False,
 ) -> None:
     """Run the experiments behind docs/results.md that are missing or have changed, and render the page."""
-    _, out = _start(as_json)
+    _, out = start(as_json)
     from persona.errors import ConfigError, nearest
     from pipelines import evidence as evidence_
     from pipelines import evidence_page
@@ -264,8 +272,8 @@ def evidence(
     out.result({"ran": ran, "page": evidence_.RESULTS})
 
 
-def _start(as_json: bool) -> tuple[Any, console.Output]:
-    """Heavy packages are loaded here, after the command line was understood."""
+def start(as_json: bool) -> tuple[Any, console.Output]:
+    """The steps, and where to print. Heavy packages are loaded here, after the command line was understood."""
     from persona import runtime
 
     runtime.configure()
@@ -274,17 +282,18 @@ def _start(as_json: bool) -> tuple[Any, console.Output]:
     return recsys_steps, console.Output(as_json)
 
 
-def _workspace(root: Path) -> Workspace:
+def workspace(root: Path) -> Workspace:
+    """The folder that steps share."""
     from pipelines.workspace import Workspace
 
     return Workspace(root)
 
 
 def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as_json: bool) -> None:
-    steps, out = _start(as_json)
-    space = _workspace(work)
+    steps, out = start(as_json)
+    space = workspace(work)
     settings = space.settings(given, config)
-    with _epochs(settings) as on_epoch:
+    with epochs(settings) as on_epoch:
         result = getattr(steps, step)(settings, space, on_epoch)
     out.table(
         f"{result.name}: {result.epochs} epochs, best {result.best_epoch}",
@@ -295,16 +304,20 @@ def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as
 
 
 @contextmanager
-def _epochs(settings: RecsysConfig) -> Iterator[OnEpoch]:
+def epochs(settings: RecsysConfig) -> Iterator[OnEpoch]:
     """A bar for every training of a step, host or editor; early stopping ends it before its end."""
     bars: dict[str, console.Advance] = {}
+    shown: dict[str, float] = {}
     with ExitStack() as stack:
 
         def on_epoch(training: str, metrics: dict[str, float]) -> None:
             if training not in bars:
                 stack.close()
                 bars[training] = stack.enter_context(console.progress(training, settings.epochs))
-            bars[training](note=f"{settings.monitor} {metrics[settings.monitor]:.4f}")
+            # A training that several parts of a step ask for tells its epochs to each of them.
+            if metrics["epoch"] >= shown.get(training, 0):
+                shown[training] = metrics["epoch"] + 1
+                bars[training](note=f"{settings.monitor} {metrics[settings.monitor]:.4f}")
 
         yield on_epoch
 
@@ -337,63 +350,6 @@ def _notify(advance: console.Advance, monitor: str) -> Notify:
             advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
 
     return show
-
-
-def _show(comparison: recsys_steps.Comparison, out: console.Output) -> None:
-    headlines = comparison.headlines
-    rows = [
-        [
-            row.method,
-            *(
-                v
-                for h in headlines
-                for v in (row.metrics[h], str(row.differences[h].interval) if row.differences else "-")
-            ),
-            f"{row.seconds:.0f} s",
-            f"{row.refresh_bytes:,}",
-            "-" if row.refresh_seconds is None else f"{row.refresh_seconds * 1000:,.2f} ms",
-            "-" if row.parameters is None else f"{row.parameters:,}",
-        ]
-        for row in comparison.rows
-    ]
-    columns = [c for h in headlines for c in (f"{comparison.protocol}/{h}", "against the host [95 %]")]
-    title = (
-        f"Protocol {comparison.protocol}: {comparison.users:,} users, {comparison.seeds} seed(s), "
-        f"{comparison.settings['host']} host"
-    )
-    out.table(title, ["method", *columns, "training", "bytes a refresh", "time a refresh", "parameters"], rows)
-
-
-def _say_released(released: recsys_steps.Released, out: console.Output) -> None:
-    out.say(f"Bundle {released.bundle}, registered as {released.model.uri} with the alias 'candidate'")
-
-
-def _show_answer(answer: recsys_steps.Answer, out: console.Output) -> None:
-    recommendation = answer.recommendation
-    if recommendation.unknown:
-        shown = ", ".join(map(str, recommendation.unknown[:5]))
-        out.say(f"{len(recommendation.unknown)} item(s) of the history are unknown and were skipped: {shown}")
-    if recommendation.fallback:
-        out.say(f"Answered at level {recommendation.level}: {recommendation.fallback}")
-    stands_on = "" if recommendation.prototype is None else f" {recommendation.prototype}"
-    out.table(
-        f"From a history of {len(answer.history)} events, level {recommendation.level}{stands_on}",
-        ["rank", "item", "title", "score"],
-        [[i, item.item_id, item.title or "", item.score] for i, item in enumerate(recommendation.items, start=1)],
-    )
-
-
-def _show_before_after(user: str, answers: dict[str, recsys_steps.Answer], out: console.Output) -> None:
-    before, after = ([i.title or i.item_id for i in a.recommendation.items] for a in answers.values())
-    new = set(after) - set(before)
-    out.table(
-        f"Ten items for user {user}: before and after their last five events",
-        ["rank", "before", "after", ""],
-        [
-            [i, b, a, "new" if a in new else ""]
-            for i, (b, a) in enumerate(zip_longest(before, after, fillvalue=""), start=1)
-        ],
-    )
 
 
 def _split(text: str) -> list[str]:

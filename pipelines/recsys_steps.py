@@ -1,6 +1,8 @@
 """The steps of the recommendation pipeline: typed config in, typed result out, everything logged to MLflow.
 
-    prepare -> pretrain -> edit -> evaluate -> release -> recommend
+    prepare -> pretrain -> edit -> evaluate -> prototypes -> release -> recommend
+
+The steps around prototypes are in ``bank_steps``.
 
 Each step finds what it needs in the workspace and can be run again alone; what is already there is not trained again. Run
 inside ``mlflow run`` or another run, a step joins it.
@@ -15,13 +17,15 @@ from typing import Any
 
 from persona.comparison import Measured, Row, compare
 from persona.errors import ConfigError, DataError, nearest
+from persona.prototypes import PrototypeBank, editor_digest
 from persona.storage import read_json, write_json
 from persona.training import FitResult
-from pipelines import cells, figures, registry, tracking
+from pipelines import cells, figures, recsys_snapshots, registry, snapshots, tracking
 from pipelines.workspace import Workspace
 from recsys import catalogue
 from recsys.baselines import METHODS, Problem, Trained, measure, train_method
 from recsys.config import RecsysConfig
+from recsys.evaluation import Evaluated
 from recsys.log import read_log
 from recsys.metrics import metric_name
 from recsys.personalised import Personalised
@@ -100,7 +104,7 @@ def pretrain(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = N
     """Train the host whose adaptive layers will be edited."""
 
     def train(problem: Problem) -> tuple[str, FitResult]:
-        if config.mode == "held_back":
+        if config.mode in ("held_back", "cross_fitted"):
             problem.early_host()
         else:
             problem.base_host()
@@ -186,10 +190,12 @@ class Released:
     model: registry.Registered
     host_digest: str
     metrics: dict[str, float] = field(default_factory=dict)
+    bank: str = ""
+    prototypes: int = 0
 
 
 def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> Released:
-    """Pack host and editor as a bundle, register it in MLflow and call it the candidate."""
+    """Pack host, editor and the bank at the head of their lineage; register the bundle and call it the candidate."""
     method = f"persona_{config.mode}"
     tracking.connect(EXPERIMENT)
     with tracking.run("release", tags={"step": "release"}):
@@ -198,7 +204,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
         measured = {name: measure(problem, name) for name in ("host", method)}
         metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
-        recommender = _pack(train_method(method, problem), data, config, metrics)
+        recommender = _pack(train_method(method, problem), data, config, metrics, work)
         recommender.compile().save(work.bundle)
         tracking.log_metrics_batch(metrics)
         tags = {
@@ -212,17 +218,34 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
             **tracking.commit_tags(),
             **_gains(compare([measured])[1], config.protocol),
         }
+        bank = recommender.bank
+        version, k = (bank.version, len(bank)) if bank is not None else ("", 0)
+        tags |= {"bank_version": version, "k": k}
+        whole = Evaluated(measured[method].summary, measured[method].per_unit, measured[method].units)
+        snapshots.log(recsys_snapshots.taken(problem.test, {"": whole}, recommender, protocol=config.protocol))
         registered = registry.register(work.bundle, recommender, tags, metrics)
     work.remember(config)
-    return Released(work.bundle, registered, recommender.host_digest, metrics)
+    return Released(work.bundle, registered, recommender.host_digest, metrics, version, k)
 
 
-def _pack(trained: Trained, data: SequenceData, config: RecsysConfig, metrics: dict[str, float]) -> Recommender:
-    """The trained model with the vocabulary of its data."""
+def _pack(
+    trained: Trained, data: SequenceData, config: RecsysConfig, metrics: dict[str, float], work: Workspace
+) -> Recommender:
+    """The trained model with the vocabulary of its data, and its bank if there is one."""
     assert isinstance(trained.scorer, Personalised)
     info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": data.digest, "parent": None}
     titles = None if data.titles is None else data.titles.to_list()
-    return Recommender(trained.scorer, data.item_ids.to_list(), titles, info)
+    return Recommender(trained.scorer, data.item_ids.to_list(), titles, info, head_of(work, trained.scorer))
+
+
+def head_of(work: Workspace, model: Personalised) -> PrototypeBank | None:
+    """The bank at the head of the lineage of a model's host, if it was made with the model's editor."""
+    if model.editor is None:
+        return None
+    model.editor.host = model.host.digest()
+    lineage = work.lineage(model.editor.host)
+    bank = lineage.load() if lineage.head else None
+    return bank if bank is not None and bank.editor == editor_digest(model.editor) else None
 
 
 @dataclass(frozen=True)
@@ -251,7 +274,7 @@ def recommend(
         user: an id of the prepared log, whose history is used; or
         history: item ids, oldest first, of anybody.
         k: how many items.
-        level: ``edit`` or ``host``.
+        level: one of ``recsys.recommender.LEVELS``.
         drop_last: leave out this many of the latest events, to see what they change.
 
     Raises:
@@ -330,7 +353,9 @@ def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured
 
 def _logged(row: Row, protocol: str) -> dict[str, float]:
     metrics = {metric_name(protocol, k): v for k, v in row.metrics.items()} | _gains(row, protocol)
-    return metrics | {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
+    cost = {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
+    measured = {"refresh_seconds": row.refresh_seconds, "parameters": row.parameters}
+    return metrics | cost | {name: float(value) for name, value in measured.items() if value is not None}
 
 
 def _gains(row: Row, protocol: str) -> dict[str, float]:

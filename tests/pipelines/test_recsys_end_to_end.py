@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from persona.errors import ConfigError, DataError
-from pipelines import console, recsys_cli, recsys_steps
+from pipelines import console, recsys_cli, recsys_show, recsys_steps
 from pipelines.cli import main
 from pipelines.workspace import Workspace
 from recsys import catalogue
@@ -390,6 +390,6 @@ def test_before_and_after_may_differ_in_length(capsys):
     def answer(*ids):
         return recsys_steps.Answer([], Recommendation([Ranked(one, 0.5) for one in ids], "edit"))
 
-    recsys_cli._show_before_after("7", {"before": answer("a", "b"), "after": answer("c")}, console.Output(False))
+    recsys_show.before_after("7", {"before": answer("a", "b"), "after": answer("c")}, console.Output(False))
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("user 7", "a", "b", "c", "new"))
