@@ -53,13 +53,17 @@ def all_features(host: Host, data: DeviceImages, folder: Path | None) -> Feature
     positions = np.arange(data.n_images)
     if folder is None:
         return FeatureCache(host, data, positions)
-    body = {**host.body.state_dict(), **host.norms.state_dict(prefix="norms.")}
-    path = folder / f"features-{digest_json([data.digest, digest_tensors(body)])[:16]}.safetensors"
+    path = folder / f"features-{digest_json([data.digest, body_digest(host)])[:16]}.safetensors"
     if path.exists():
         return FeatureCache(host, data, positions, load_tensors(path)[0]["features"])
     cache = FeatureCache(host, data, positions)
     save_tensors(path, {"features": cache.features}, {})
     return cache
+
+
+def body_digest(host: Host) -> str:
+    """SHA-256, in hex, of all that features depend on."""
+    return digest_tensors({**host.body.state_dict(), **host.norms.state_dict(prefix="norms.")})
 
 
 @torch.no_grad()

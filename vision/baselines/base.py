@@ -19,7 +19,7 @@ from persona.training import FitConfig, FitResult, fit
 from vision.config import VisionConfig
 from vision.contexts import ContextReader
 from vision.evaluation import Classifier, Evaluation
-from vision.features import FeatureCache, all_features
+from vision.features import FeatureCache, all_features, body_digest
 from vision.hosts import Host, make_host
 from vision.images import DeviceImages
 from vision.objectives import DeviceObjective, ImageObjective
@@ -82,6 +82,7 @@ class Problem:
         self._hosts: dict[str, dict[str, torch.Tensor]] = {}
         self._folder: Path | None = None
         self._features = folder
+        self._caches: dict[str, FeatureCache] = {}
         if folder is not None:
             owner = {"data": data.digest, **config.host_settings()}
             self._folder = Path(folder) / f"{config.host}-seed{config.seed}-{digest_json(owner)[:8]}"
@@ -106,8 +107,14 @@ class Problem:
     @cached_property
     def features(self) -> FeatureCache:
         """Features of all images by the shared host, or by the given body, without an edit."""
-        host = self.new_host().eval() if self.given_body else self.base_host()
-        return all_features(host, self.data, self._features)
+        return self.features_of(self.new_host().eval() if self.given_body else self.base_host())
+
+    def features_of(self, host: Host) -> FeatureCache:
+        """Features of all images by a host whose body is fixed, computed once a body."""
+        key = body_digest(host)
+        if key not in self._caches:
+            self._caches[key] = all_features(host, self.data, self._features)
+        return self._caches[key]
 
     @property
     def everything(self) -> Devices:
@@ -140,7 +147,7 @@ class Problem:
         """``host`` with an untrained editor; ``generate`` means no bound, no zero start, no transfer.
 
         Args:
-            host: the base host, whose features give the reader its scale; for DUET a fresh one.
+            host: one with a trained body, whose features give the reader its scale; for DUET a fresh one.
             generate: for DUET.
             **options: of ``Personalised``.
         """
@@ -148,7 +155,8 @@ class Problem:
         positions = self.data.positions_of(self.split.train)
         if len(positions) > READER_IMAGES:
             positions = np.random.default_rng([self.config.seed, 43]).choice(positions, READER_IMAGES, replace=False)
-        features = FeatureCache(host.eval(), self.data, positions)[positions] if generate else self.features[positions]
+        known = FeatureCache(host.eval(), self.data, positions) if generate else self.features_of(host.eval())
+        features = known[positions]
         reader.fit(features, self.data.label_tensor(positions))
         config = self.config.editor_config(reader.dim)
         if generate:
@@ -176,7 +184,7 @@ class Problem:
         config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
         kind = ImageObjective if model.editor is None else DeviceObjective
         fixed = model.reads_features if model.editor is None else model.fixed_host
-        cache = self.features if fixed else None
+        cache = self.features_of(model.host.eval()) if fixed else None
         objective = kind(model, self.data, devices, self.validation, config.loss_config(), config.seed, cache)
         return fit(
             model,

@@ -6,6 +6,9 @@ import time
 
 from vision.baselines.base import Devices, Problem, Trained
 from vision.baselines.duet import payload
+from vision.baselines.finetune import finetune_adaptive
+from vision.hosts import Host
+from vision.personalised import Personalised
 
 
 def train_held_back(problem: Problem) -> Trained:
@@ -36,8 +39,18 @@ def train_joint(problem: Problem) -> Trained:
     )
 
 
-def _edit_fixed(problem: Problem, name: str, devices: Devices) -> Trained:
-    model = problem.personalise(problem.base_host(), fixed_host=True)
+def train_tuned(problem: Problem) -> Trained:
+    """The editor of a host whose adaptive layers were fine-tuned for everybody on the editor's devices: what is left to learn
+    is how devices differ. All devices receive the fine-tuned layers once.
+    """
+    tuned = finetune_adaptive(problem).classifier
+    assert isinstance(tuned, Personalised)
+    return _edit_fixed(problem, "persona_tuned", problem.split.adapt, tuned.host)
+
+
+def _edit_fixed(problem: Problem, name: str, devices: Devices, host: Host | None = None) -> Trained:
+    """Train an editor of the base host, or of another one that stands on the same settings."""
+    model = problem.personalise(host or problem.base_host(), fixed_host=True)
     started = time.perf_counter()
     assert model.editor is not None
     result = problem.train(
@@ -49,7 +62,7 @@ def _edit_fixed(problem: Problem, name: str, devices: Devices) -> Trained:
         forward_passes=_passes(problem),
         result=result,
         seconds=time.perf_counter() - started,
-        keeps_body=True,
+        keeps_body=host is None or model.host.shared_features,
     )
 
 
