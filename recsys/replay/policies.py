@@ -36,6 +36,8 @@ from recsys.replay.windows import Window
 from recsys.sequences import SequenceData
 
 EPOCHS, PATIENCE = 5, 2
+# A window holds few events: with the batches of the first training, an epoch would be a step or two.
+BATCH = 128
 # The last share of a window's events stops the fine-tuning on the others early.
 VALIDATION = 0.2
 PROTOTYPE_BYTES = 1
@@ -224,10 +226,12 @@ class Finetuned(Policy):
         evaluation = Evaluation(
             self.data, later, max_length=self.model.host.config.max_length, seed=window.evaluation.seed
         )
-        objective = make_objective(self.model, self.data, rows, evaluation, self.config.loss_config(), window.index)
+        loss = self.config.loss_config()
+        loss = replace(loss, batch_size=min(loss.batch_size, BATCH))
+        objective = make_objective(self.model, self.data, rows, evaluation, loss, window.index)
         limits = replace(
             self.config.fit_config(self.config.learning_rate), epochs=EPOCHS, patience=PATIENCE, min_epochs=0
         )
         result = fit(self.model, self.layers, objective, limits, keep_start=True)
         self.tuned = self.tuned or result.best_epoch >= 0
-        return result.epochs * math.ceil(len(rows) / self.config.batch_size)
+        return result.epochs * math.ceil(len(rows) / loss.batch_size)
