@@ -1,0 +1,163 @@
+"""The prototype bank on a device: the folder of ``persona.prototypes.save_bank``, and the messages that speak of it.
+
+Shapes: K prototypes, m basis directions.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona.device.arrays import Arrays, arrays_from_bytes, digest_arrays, load_arrays, read_file
+from persona.device.changes import Changes, Layer, Region, Stack, decode_edits
+from persona.errors import ConfigError, FormatError, MismatchError, nearest
+from persona.storage import digest_json, read_json
+
+LEVELS = ("host", "prototype", "basis", "low_rank", "full")
+FORMAT_VERSION = 1
+HEADER, PROTOTYPES, BASIS, TENSORS = "bank.json", "prototypes.safetensors", "basis.safetensors", "bank.safetensors"
+FILES = (HEADER, PROTOTYPES, BASIS, TENSORS)
+
+# The layout of ``persona.prototypes.message``.
+_MESSAGE = struct.Struct("<cB8sBBf")
+_CHECKSUM = struct.Struct("<I")
+_LAYOUT = 1
+_OVERHEAD = _MESSAGE.size + _CHECKSUM.size
+_PREFIX = 8
+
+
+@dataclass(frozen=True)
+class DeviceBank:
+    """K prototypes of one host.
+
+    Attributes:
+        version: SHA-256, in hex, of everything in the bank.
+        host: digest of the host.
+        layers: the host's adaptive layers.
+        region: where edits may lie.
+        prototypes: unbounded, K a layer.
+        directions: the shared basis of remaining edits, m a layer.
+    """
+
+    version: str
+    host: str
+    layers: tuple[Layer, ...]
+    region: Region
+    prototypes: dict[str, Stack]
+    directions: dict[str, Stack]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.prototypes.values())))
+
+    @classmethod
+    def load(cls, folder: Path, layers: Sequence[Layer], host: str, region: Region) -> DeviceBank:
+        """Read a bank and see that it is what its version says.
+
+        Raises:
+            FormatError: a file is missing, damaged, exchanged or of another release.
+            MismatchError: the bank was made for another host.
+        """
+        folder = Path(folder)
+        header = read_json(folder / HEADER)
+        if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+            raise FormatError(f"{folder / HEADER} is no prototype bank of version {FORMAT_VERSION}: fetch it again")
+        if header.get("host") != host:
+            raise MismatchError(
+                f"the prototype bank in {folder} was made for the host {str(header.get('host'))[:12]}, not for "
+                f"{host[:12]}: fetch the bank of this host"
+            )
+        tensors, _ = load_arrays(folder / TENSORS)
+        stacks, parts = {}, dict(tensors)
+        sizes = {PROTOTYPES: len(tensors.get("members", ())), BASIS: len(tensors.get("energy", ()))}
+        for name, part in ((PROTOTYPES, "prototypes"), (BASIS, "basis")):
+            data = read_file(folder / name)
+            stacks[part] = decode_edits(data, layers, host, str(folder / name), sizes[name])
+            parts |= {f"{part}/{key}": array for key, array in arrays_from_bytes(data, name)[0].items()}
+        if not sizes[PROTOTYPES] or header.get("version") != _version(parts, header):
+            raise FormatError(
+                f"the prototype bank in {folder} was changed or damaged after it was made: fetch it again"
+            )
+        return cls(header["version"], host, tuple(layers), region, stacks["prototypes"], stacks["basis"])
+
+    def prototype(self, index: int) -> Changes:
+        """The unbounded edit of one prototype.
+
+        Raises:
+            FormatError: the bank has no such prototype.
+        """
+        if index >= len(self):
+            raise FormatError(f"prototype {index} is not in this bank of {len(self)}: fetch the bank again")
+        return {name: stack.at(index) for name, stack in self.prototypes.items()}
+
+    def with_remainder(self, message: bytes) -> tuple[int, Changes]:
+        """A message of level ``basis`` -> its prototype, and that with the remaining edit, unbounded.
+
+        Raises:
+            FormatError: the message is damaged or of another layout.
+            MismatchError: it was made for another bank version.
+        """
+        if len(message) < _OVERHEAD or message[:1] != b"P":
+            raise FormatError(f"{len(message)} bytes that are no message about a remaining edit: ask for it again")
+        _, layout, prefix, index, count, scale = _MESSAGE.unpack_from(message)
+        if layout != _LAYOUT:
+            raise FormatError(f"this message has layout {layout}, but layout {_LAYOUT} is known: update the release")
+        body, checksum = message[: -_CHECKSUM.size], _CHECKSUM.unpack(message[-_CHECKSUM.size :])[0]
+        if len(message) != _OVERHEAD + count or zlib.crc32(body) != checksum:
+            raise FormatError("this message about a remaining edit was damaged on its way: ask for it again")
+        self.check_prefix(prefix)
+        if any(len(stack) < count for stack in self.directions.values()):
+            raise FormatError(f"this message names {count} directions, more than the bank has: fetch the bank again")
+        steps = np.frombuffer(body[_MESSAGE.size :], dtype=np.int8)
+        with np.errstate(all="ignore"):  # a hostile scale is refused with the edit it makes
+            coefficients = (steps.astype(np.float64) * scale).astype(np.float32).astype(np.float64)
+            change = self.prototype(index)
+            added = {name: stack.combined(coefficients) for name, stack in self.directions.items()}
+            return index, {name: change[name] + added[name] for name in change}
+
+    def with_edit(self, message: bytes) -> tuple[int, Changes]:
+        """A message of level ``low_rank``, likewise.
+
+        Raises:
+            FormatError: the message is damaged.
+            MismatchError: it was made for another bank version or host.
+        """
+        if len(message) <= _PREFIX:
+            raise FormatError(f"{len(message)} bytes that are no message about a remaining edit: ask for it again")
+        self.check_prefix(message[:_PREFIX])
+        index = message[_PREFIX]
+        stacks = decode_edits(message[_PREFIX + 1 :], self.layers, self.host, "this edit")
+        change = self.prototype(index)
+        return index, {name: change[name] + stack.at(0) for name, stack in stacks.items()}
+
+    def check_prefix(self, prefix: bytes) -> None:
+        """Refuse what was made for another version.
+
+        Raises:
+            MismatchError: the first bytes of the version differ.
+        """
+        if prefix.hex() != self.version[: 2 * _PREFIX]:
+            raise MismatchError(
+                f"this message is for the prototype bank {prefix.hex()[:12]}, but the device holds {self.version[:12]}: "
+                "fetch that bank, or ask for a message to this one"
+            )
+
+
+def check_level(level: str) -> None:
+    """Refuse an unknown serving level.
+
+    Raises:
+        ConfigError: it is none of ``LEVELS``.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"unknown serving level {level!r}: {nearest(level, LEVELS)}")
+
+
+def _version(parts: Arrays, header: dict[str, Any]) -> str:
+    settings = {key: header.get(key) for key in ("host", "editor", "parent", "bound", "metadata")}
+    return digest_json([digest_arrays(parts), settings])

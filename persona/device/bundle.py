@@ -1,0 +1,216 @@
+"""The folder that a device runs: made by ``persona export``, read here without torch.
+
+    device.json            format, task, layers, inputs and outputs, bound, digests of all files
+    graph.onnx             the host; the weights of its adaptive layers are inputs
+    adaptive.safetensors   those weights as the host has them: <layer>.weight (in, out) and <layer>.bias (out,)
+    bank/                  the prototype bank (absent if the host has none)
+    policy.safetensors     when to ask for a new edit (absent if it was not calibrated)
+    ...                    what the task adds, such as its vocabulary
+
+A file that is missing, damaged or of another bundle is refused, each with one sentence that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from persona.device.arrays import Floats, arrays_from_bytes, read_file
+from persona.device.bank import DeviceBank
+from persona.device.changes import TRUST, Layer, Region
+from persona.device.policy import RequestPolicy
+from persona.errors import DataError, FormatError, MismatchError
+from persona.storage import read_json
+
+FORMAT, FORMAT_VERSION = "persona-device-bundle", 1
+HEADER, GRAPH, ADAPTIVE, BANK, POLICY = (
+    "device.json",
+    "graph.onnx",
+    "adaptive.safetensors",
+    "bank",
+    "policy.safetensors",
+)
+EXECUTORCH_GRAPH = "graph.pte"
+_ENTRIES = ("task", "graph", "host", "layers", "inputs", "outputs", "bound", "bank_version", "settings", "files")
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the graph reads: numpy's name of a type, and a shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DeviceBundle:
+    """A host on a device: shared by all that run it, and never changed.
+
+    Attributes:
+        folder: where it was read from.
+        host: digest of the host.
+        layers: its adaptive layers, in order.
+        weights: their own weights, by the names of the graph's inputs.
+        region: where edits of them may lie.
+        settings: of the task.
+        files: the files of the task by name.
+        bank: the prototype bank, if there is one.
+        policy: when to ask for a new edit, if it was calibrated.
+        inputs: the data that the graph reads, by name.
+        outputs: names of what it computes.
+        session: the graph, ready to run. It may be shared by threads.
+    """
+
+    folder: Path
+    host: str
+    task: str
+    layers: tuple[Layer, ...]
+    weights: dict[str, Floats]
+    region: Region
+    settings: dict[str, Any]
+    files: dict[str, bytes]
+    bank: DeviceBank | None
+    policy: RequestPolicy | None
+    inputs: dict[str, Input]
+    outputs: tuple[str, ...]
+    session: onnxruntime.InferenceSession = field(repr=False)
+
+    @classmethod
+    def load(cls, folder: Path | str, threads: int = 1) -> DeviceBundle:
+        """Read and check a folder of ``persona export``.
+
+        Args:
+            folder: the bundle.
+            threads: compute threads of the graph.
+
+        Raises:
+            DataError: there is no bundle in the folder, or its graph is for another runtime.
+            FormatError: a file is missing or damaged, or of a version that this release cannot read.
+            MismatchError: parts of different bundles are mixed.
+        """
+        folder = Path(folder)
+        header = _read_header(folder)
+        if header["graph"] != "onnx":
+            raise DataError(f"{folder} was exported for {header['graph']}: export it again with --format onnx")
+        files = _read_files(folder, header["files"])
+        try:
+            layers = tuple(Layer(**layer) for layer in header["layers"])
+            weights = _weights(files[ADAPTIVE], layers, header["host"], folder / ADAPTIVE)
+            region = region_of(header["bound"], layers)
+            inputs = {str(name): Input(dtype, tuple(shape)) for name, (dtype, shape) in header["inputs"].items()}
+            outputs = tuple(header["outputs"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"{folder / HEADER} is damaged ({error}): export the bundle again") from error
+        bank = DeviceBank.load(folder / BANK, layers, header["host"], region) if header["bank_version"] else None
+        if bank is not None and bank.version != header["bank_version"]:
+            raise MismatchError(f"{folder} holds the prototype bank of another bundle: export the bundle again")
+        return cls(
+            folder=folder,
+            host=header["host"],
+            task=header["task"],
+            layers=layers,
+            weights=weights,
+            region=region,
+            settings=header["settings"],
+            files={name: data for name, data in files.items() if name not in (GRAPH, ADAPTIVE, POLICY)},
+            bank=bank,
+            policy=RequestPolicy.from_bytes(files[POLICY]) if POLICY in files else None,
+            inputs=inputs,
+            outputs=outputs,
+            session=_session(files[GRAPH], folder / GRAPH, threads),
+        )
+
+    @cached_property
+    def edit_bytes(self) -> int:
+        """Bytes of a full edit in float32, without its framing."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    def expect(self, task: str) -> None:
+        """Refuse a bundle of another task.
+
+        Raises:
+            MismatchError: this one is of another task.
+        """
+        if self.task != task:
+            raise MismatchError(f"{self.folder} is a bundle for {self.task}, not for {task}: give one of that task")
+
+
+def region_of(bound: Mapping[str, Any], layers: tuple[Layer, ...]) -> Region:
+    """Where edits of a host may lie.
+
+    Args:
+        bound: ``kind``, ``tau``, and ``scales``, the unit of tau of each layer (its root-mean-square weight).
+        layers: the adaptive layers.
+    """
+    taus = {
+        layer.name: float(bound["tau"]) * float(scale) for layer, scale in zip(layers, bound["scales"], strict=True)
+    }
+    tau = 1.0 if bound["kind"] == "none" else float(bound["tau"])
+    allowed = sum(
+        float(scale) ** 2 * layer.in_features * layer.out_features
+        for layer, scale in zip(layers, bound["scales"], strict=True)
+    )
+    return Region(str(bound["kind"]), taus, TRUST * tau * allowed**0.5 if allowed > 0 else float("inf"))
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    path = folder / HEADER
+    if not path.is_file():
+        raise DataError(f"{folder} holds no device bundle (no {HEADER}): make one with `persona export`")
+    header = read_json(path)
+    found = header if isinstance(header, dict) else {}
+    if found.get("format") != FORMAT or found.get("version") != FORMAT_VERSION:
+        raise FormatError(
+            f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
+            f"{FORMAT_VERSION} is needed: export the bundle again, or update the device's release"
+        )
+    missing = set(_ENTRIES) - found.keys()
+    if missing:
+        raise FormatError(f"{path} lacks {min(missing)!r}: export the bundle again")
+    return found
+
+
+def _read_files(folder: Path, digests: Any) -> dict[str, bytes]:
+    """The files of a bundle by name, each checked against its digest."""
+    if not isinstance(digests, dict) or not {GRAPH, ADAPTIVE} <= digests.keys():
+        raise FormatError(f"{folder / HEADER} does not list its files: export the bundle again")
+    files = {}
+    for name, digest in digests.items():
+        if len(PurePosixPath(name).parts) != 1:
+            raise FormatError(f"{folder / HEADER} lists a file outside of its folder: export the bundle again")
+        files[name] = read_file(folder / name)
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise FormatError(f"{folder / name} is damaged (its digest differs): fetch the bundle again")
+    return files
+
+
+def _weights(data: bytes, layers: tuple[Layer, ...], host: str, path: Path) -> dict[str, Floats]:
+    arrays, header = arrays_from_bytes(data, str(path))
+    if header.get("host") != host:
+        raise MismatchError(f"{path} belongs to another host than the rest of its bundle: fetch the bundle again")
+    for layer in layers:
+        shapes = [(layer.in_features, layer.out_features), (layer.out_features,)]
+        for name, shape in zip(layer.inputs, shapes, strict=False):
+            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != np.float32:
+                raise FormatError(f"{path} does not fit the layer {layer.name}: export the bundle again")
+    return arrays
+
+
+def _session(graph: bytes, path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # its warnings are about how graphs could be smaller
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own making
+        raise FormatError(
+            f"{path} is no graph that this onnxruntime runs ({error}): export the bundle again"
+        ) from error

@@ -1,0 +1,273 @@
+"""A device: one user's edits on a bundle, and answers whatever happens.
+
+Levels fall back last edit -> prototype -> host. A message that is damaged, hostile, too large, or made for another host or
+bank is refused with a ``PersonaError`` and changes nothing. Edits are folded into the weights once, when they come, so an
+edited host costs what the host costs.
+
+A device may be used from several threads: the edit in use is replaced in one assignment.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from persona.device.arrays import Floats
+from persona.device.bank import FILES, DeviceBank, check_level
+from persona.device.bundle import DeviceBundle
+from persona.device.changes import Changes, decode_edits
+from persona.device.state import EDIT, PROTOTYPE, Remembered, StateFolder
+from persona.errors import DataError, FormatError, PersonaError
+from persona.storage import atomic_folder
+
+# What may come beyond the numbers of a float32 edit: names, shapes and header.
+FRAMING_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the graph computed, and by which level's weights."""
+
+    arrays: dict[str, NDArray[Any]]
+    level: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message that was accepted.
+
+    Attributes:
+        level: what the device answers by from now on.
+        size: bytes of the message.
+        prototype: index of the prototype that it names, if it does.
+        kept: whether it will be there after a restart; not, if the disk refused it or the device has no state folder.
+    """
+
+    level: str
+    size: int
+    prototype: int | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class _Active:
+    """Weights in use, as the runtime wants them, and what made them."""
+
+    level: str
+    weights: dict[str, onnxruntime.OrtValue]
+
+
+class Device:
+    """One user's device.
+
+    Args:
+        bundle: the host, which many devices may share in one process.
+        state: a folder of this device alone; without one nothing outlives the process.
+
+    Attributes:
+        bank: the prototype bank in use: the newest that was installed, else the bundle's own.
+        notes: why something that was remembered could not be used, newest last.
+
+    Example::
+
+        device = Device(DeviceBundle.load("bundle"), "state")
+        try:
+            device.receive(message, "basis")
+        except PersonaError as refused:
+            print(refused)                    # the device goes on as before
+        outputs = device.run(inputs)
+    """
+
+    def __init__(self, bundle: DeviceBundle, state: Path | str | None = None) -> None:
+        self.bundle = bundle
+        self.notes: list[str] = []
+        self._state = None if state is None else StateFolder(state)
+        self._host = _Active("host", _values(bundle.weights))
+        self._active = self._host
+        self.bank: DeviceBank | None = bundle.bank
+        if self._state is not None:
+            self._recall_bank(self._state)
+            self._recall_edit(self._state)
+
+    @property
+    def level(self) -> str:
+        """What answers now: ``full``, ``low_rank``, ``basis``, ``prototype`` or ``host``."""
+        return self._active.level
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], *, plain: bool = False) -> Outputs:
+        """Compute the graph under the edit in use.
+
+        Args:
+            inputs: data by the names of ``bundle.inputs``.
+            plain: under the host's own weights instead, for example to read a context.
+
+        Raises:
+            DataError: an input is missing or has another shape or type.
+        """
+        active = self._host if plain else self._active
+        arrays = self._compute(inputs, active)
+        if active is not self._host and not all(np.isfinite(array).all() for array in arrays.values()):
+            # The edit was sound, but not what the host made of it for this input.
+            active = self._host
+            arrays = self._compute(inputs, active)
+        return Outputs(arrays, active.level)
+
+    def receive(self, message: bytes, level: str) -> Received:
+        """Take an edit from the cloud: check it, answer by it from now on, and remember it.
+
+        Args:
+            message: as ``persona.prototypes.Server.messages`` makes it.
+            level: its serving level; ``host`` returns to the host and forgets what was remembered.
+
+        Raises:
+            ConfigError: unknown level.
+            FormatError: the message is damaged, too large, not finite, or outside the region that is trusted.
+            MismatchError: it was made for another host or bank.
+        """
+        check_level(level)
+        if level == "host":
+            self._active = self._host
+            return Received("host", len(message), None, self._forget())
+        active, prototype = self._prepared(message, level)
+        self._active = active
+        return Received(level, len(message), prototype, self._remember(message, level, prototype))
+
+    def install_bank(self, folder: Path | str) -> None:
+        """Change to another version of the prototype bank, and keep it.
+
+        The edit in use stays. Messages about the bank before are refused from now on.
+
+        Raises:
+            FormatError: the bank is damaged.
+            MismatchError: it is of another host.
+        """
+        bundle = self.bundle
+        bank = DeviceBank.load(Path(folder), bundle.layers, bundle.host, bundle.region)
+        if self._state is not None:
+            with atomic_folder(self._state.bank(bank.version)) as new:
+                for name in FILES:
+                    shutil.copyfile(Path(folder) / name, new / name)
+            for old in self._state.banks()[1:]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.bank = bank
+
+    def _compute(self, inputs: Mapping[str, NDArray[Any]], active: _Active) -> dict[str, NDArray[Any]]:
+        given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        feeds = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()}
+        try:
+            values = self.bundle.session.run_with_ort_values(list(self.bundle.outputs), feeds | active.weights)
+        except Exception as error:  # onnxruntime raises classes of its own making
+            wanted = ", ".join(f"{name} {given.dtype} {given.shape}" for name, given in self.bundle.inputs.items())
+            raise DataError(f"the graph cannot run on this input ({error}): it reads {wanted}") from error
+        return {name: value.numpy() for name, value in zip(self.bundle.outputs, values, strict=True)}
+
+    def _prepared(self, message: bytes, level: str) -> tuple[_Active, int | None]:
+        """Weights under a message that passed all checks, and the prototype it names."""
+        if len(message) > self.bundle.edit_bytes + FRAMING_BYTES:
+            raise FormatError(
+                f"{len(message):,} bytes came, more than any edit of this host has ({self.bundle.edit_bytes:,} and a "
+                "header): ask for it again"
+            )
+        changes, prototype = self._decoded(message, level)
+        region = self.bundle.region
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            bounded = region.bounded(changes)
+            region.check(bounded)
+        active = _Active(level, _values(_edited(self.bundle.weights, bounded)))
+        self._try(active)
+        return active, prototype
+
+    def _decoded(self, message: bytes, level: str) -> tuple[Changes, int | None]:
+        """The unbounded edit of a message, and the prototype it names."""
+        if level == "full":
+            stacks = decode_edits(message, self.bundle.layers, self.bundle.host, "this edit")
+            return {name: stack.at(0) for name, stack in stacks.items()}, None
+        if self.bank is None:
+            raise FormatError(f"this device holds no prototype bank, so it cannot read level {level!r}: ask for 'full'")
+        if level == "prototype":
+            if len(message) != 1:
+                raise FormatError(f"a prototype is named by one byte, but {len(message)} came: ask for it again")
+            return self.bank.prototype(message[0]), message[0]
+        index, changes = (self.bank.with_remainder if level == "basis" else self.bank.with_edit)(message)
+        return changes, index
+
+    def _try(self, active: _Active) -> None:
+        """Run once on an empty context: an edit whose answers are not finite is not used."""
+        inputs = {name: np.zeros(given.shape, dtype=given.dtype) for name, given in self.bundle.inputs.items()}
+        for name, array in self._compute(inputs, active).items():
+            if not np.isfinite(array).all():
+                raise FormatError(f"under this edit {name!r} is not finite, so it is not used: ask for it again")
+
+    def _remember(self, message: bytes, level: str, prototype: int | None) -> bool:
+        if self._state is None:
+            return False
+        version = "" if level == "full" or self.bank is None else self.bank.version
+        try:
+            self._state.keep(EDIT, Remembered(level, message, self.bundle.host, version))
+            if prototype is not None:
+                named = Remembered("prototype", bytes([prototype]), self.bundle.host, version)
+                self._state.keep(PROTOTYPE, named)
+        except OSError as error:
+            self.notes.append(f"the edit could not be kept ({error.strerror}): free some space")
+            return False
+        return True
+
+    def _forget(self) -> bool:
+        if self._state is None:
+            return False
+        try:
+            self._state.forget()
+        except OSError as error:
+            self.notes.append(f"the last edit could not be removed ({error.strerror}): make the folder writable")
+            return False
+        return True
+
+    def _recall_bank(self, state: StateFolder) -> None:
+        for folder in state.banks():
+            try:
+                self.bank = DeviceBank.load(folder, self.bundle.layers, self.bundle.host, self.bundle.region)
+                return
+            except PersonaError as error:
+                self.notes.append(str(error))
+
+    def _recall_edit(self, state: StateFolder) -> None:
+        for slot in (EDIT, PROTOTYPE):
+            try:
+                remembered = state.recall(slot)
+                if remembered is None:
+                    continue
+                self._check_owner(remembered)
+                self._active = self._prepared(remembered.message, remembered.level)[0]
+                return
+            except PersonaError as error:
+                self.notes.append(str(error))
+
+    def _check_owner(self, remembered: Remembered) -> None:
+        """A single byte does not say which host and bank it belongs to; what was kept beside it does."""
+        check_level(remembered.level)
+        bank = "" if self.bank is None else self.bank.version
+        if remembered.host != self.bundle.host or (remembered.bank and remembered.bank != bank):
+            raise FormatError("the last edit was made for another host or bank: ask for a new one")
+
+
+def _edited(weights: Mapping[str, Floats], changes: Changes) -> dict[str, Floats]:
+    """W + dW and b + db of every adaptive layer, by the names of the graph's inputs."""
+    edited = dict(weights)
+    for name, change in changes.items():
+        edited[f"{name}.weight"] = weights[f"{name}.weight"] + change.weight
+        if change.bias is not None:
+            edited[f"{name}.bias"] = weights[f"{name}.bias"] + change.bias
+    return edited
+
+
+def _values(weights: Mapping[str, Floats]) -> dict[str, onnxruntime.OrtValue]:
+    return {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()
+    }
