@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from persona.errors import ConfigError, DataError
-from pipelines import console, recsys_cli, recsys_show, recsys_steps
+from pipelines import console, recsys_show, recsys_steps
 from pipelines.cli import main
 from pipelines.workspace import Workspace
 from recsys import catalogue
@@ -203,7 +203,7 @@ def test_the_whole_way_is_one_run_with_the_steps_inside(whole, client):
     assert parent.data.params["host"] == "gru4rec"
     assert artifacts(client, parent) == ["recommendations.json"]
     inner = runs_of(client, whole["run_id"])
-    assert set(inner) == {"prepare", "evaluate", "release"}
+    assert set(inner) == {"prepare", "evaluate", "prototypes", "release"}
     assert set(runs_of(client, inner["evaluate"].info.run_id)) == {"time host", "time persona_held_back"}
     before, after = whole["answers"]["before"], whole["answers"]["after"]
     assert before["history"] == after["history"][:-5]
@@ -291,7 +291,7 @@ def test_the_candidate_recommends_like_the_bundle(whole, inside, capsys):
         (("recommend", "--history", "318", "--model", "nowhere"), "nowhere holds no bundle"),
         (("evaluate", "--methods", "host,persona_heldback"), "did you mean 'persona_held_back'"),
         (("evaluate", "--protocols", "time,papper"), "unknown protocol 'papper': did you mean 'paper'"),
-        (("evaluate", "--protocol", "full"), "monitor 'uauc' cannot select epochs under protocol full"),
+        (("evaluate", "--protocol", "full", "--monitor", "uauc"), "monitor 'uauc' cannot select epochs under protocol full"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(steps, inside, capsys, arguments, sentence):
