@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from persona.errors import ConfigError, DataError, FormatError
-from pipelines.workspace import Workspace
+from pipelines.workspace import Workspace, under_protocol
 from recsys.config import RecsysConfig
 from tests.recsys.toy import walks
 
@@ -64,8 +64,9 @@ def test_damaged_memories_are_refused(space):
 
 
 def test_every_step_has_a_place_of_its_own(space):
-    places = {space.prepared, space.cells, space.bundle, space.comparison("time"), space.comparison("paper")}
-    assert len(places) == 5
+    places = {space.prepared, space.cells, space.bundle, space.prototypes}
+    places |= {space.comparison("time"), space.comparison("paper")}
+    assert len(places) == 6
     assert {place.parent for place in places} == {space.root}
 
 
@@ -79,3 +80,30 @@ def test_prepared_data_is_found_again(space):
 def test_settings_are_remembered_as_readable_json(space):
     space.remember(RecsysConfig(seed=9))
     assert json.loads((space.root / "settings.json").read_text())["seed"] == 9
+
+
+def test_what_is_taken_over_is_what_is_neither_given_nor_the_default(space, tmp_path):
+    assert space.taken_over({}) == {}
+    space.remember(RecsysConfig(host="gru4rec", dim=8, epochs=3))
+    assert space.taken_over({}) == {"host": "gru4rec", "dim": 8, "epochs": 3}
+    assert space.taken_over({"host": "din", "dim": None}, toml(tmp_path, "epochs = 5\n")) == {"dim": 8}
+
+
+def test_ranking_the_whole_catalogue_is_monitored_by_ranks_unless_asked_otherwise(space):
+    assert space.settings({"protocol": "full"}).monitor == "ndcg_10"
+    space.remember(RecsysConfig(monitor="auc"))
+    assert space.settings({"protocol": "full"}).monitor == "ndcg_10", "what another protocol selected by"
+    assert space.settings({"protocol": "full", "monitor": "hr_5"}).monitor == "hr_5"
+    assert space.settings({"protocol": "paper"}).monitor == "auc"
+    with pytest.raises(ConfigError, match="monitor 'uauc' cannot select epochs under protocol full"):
+        space.settings({"protocol": "full", "monitor": "uauc"})
+    assert under_protocol(RecsysConfig(), "full") == RecsysConfig(protocol="full", monitor="ndcg_10")
+    assert under_protocol(RecsysConfig(monitor="mrr"), "full").monitor == "mrr"
+    assert under_protocol(RecsysConfig(), "paper") == RecsysConfig(protocol="paper")
+
+
+def test_every_host_has_a_lineage_of_its_own(space):
+    one, other = (space.lineage(digest * 64) for digest in "ab")
+    assert one.root != other.root
+    assert {one.root.parent, other.root.parent} == {space.prototypes}
+    assert (one.head, one.host) == ("", "a" * 64)
