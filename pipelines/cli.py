@@ -9,7 +9,18 @@ import typer
 
 from persona import runtime
 from persona.errors import ConfigError
-from pipelines import bank_cli, console, doctor, recsys_cli, replay_cli, serve_cli, tracking, vision_cli, workbench_cli
+from pipelines import (
+    bank_cli,
+    console,
+    doctor,
+    export_cli,
+    recsys_cli,
+    replay_cli,
+    serve_cli,
+    tracking,
+    vision_cli,
+    workbench_cli,
+)
 from pipelines.store import artifact_root, database_path, default_uri, prepared
 
 HOST = "127.0.0.1"
@@ -24,6 +35,7 @@ replay_cli.register(recsys_cli.app)
 app.add_typer(vision_cli.app, name="vision")
 workbench_cli.register(app)
 serve_cli.register(app)
+export_cli.register(app)
 
 
 def _show_version(wanted: bool) -> None:
