@@ -119,6 +119,7 @@ class Prototypes(Policy):
     def __init__(self, model: Personalised, bank: PrototypeBank) -> None:
         assert model.editor is not None
         self.model, self.editor = model, model.editor
+        self._read: tuple[Window, Tensor] | None = None
         self.use(bank)
 
     def use(self, bank: PrototypeBank) -> None:
@@ -132,11 +133,14 @@ class Prototypes(Policy):
         return Spent(bytes_sent=rows * PROTOTYPE_BYTES, editor_passes=rows)
 
     def codes(self, window: Window) -> Tensor:
-        """(E, L, d) codes of all contexts of a window."""
-        contexts = window.evaluation.contexts
-        blocks = torch.split(torch.arange(len(contexts)), ROWS)
-        with torch.no_grad():
-            return torch.cat([codes_of(self.model, contexts.index_select(rows)) for rows in blocks])
+        """(E, L, d) codes of all contexts of a window; read once, for no bank changes them."""
+        if self._read is None or self._read[0] is not window:
+            contexts = window.evaluation.contexts
+            blocks = torch.split(torch.arange(len(contexts)), ROWS)
+            with torch.no_grad():
+                found = torch.cat([codes_of(self.model, contexts.index_select(rows)) for rows in blocks])
+            self._read = window, found
+        return self._read[1]
 
     def unexplained(self, window: Window) -> float:
         """Share of the energy of the window's edits that its nearest prototypes miss: sum ||E - P||^2 / sum ||E||^2."""
