@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version as installed
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.serving import errors, listing
 from pipelines.serving.batching import Batcher
@@ -27,6 +27,7 @@ from pipelines.serving.sources import Source
 
 BINARY = "application/octet-stream"
 DEADLINE = "x-deadline-ms"
+Endpoint = Callable[[Request], Awaitable[Response]]
 _REFUSALS = (400, 401, 413, 415, 422, 429, 500, 503)
 
 
@@ -57,9 +58,10 @@ class Service:
             observe=self.metrics.batch,
         )
         self.metrics.watch(lambda: self.batcher.waiting, lambda: self.ready)
+        self._endpoints: dict[str, Endpoint] = {}
         self.api = self._routes()
         self.app = Gate(
-            self.api,
+            _Direct(self.api, self._endpoints),
             batcher=self.batcher,
             metrics=self.metrics,
             body_bytes=config.body_bytes,
@@ -73,15 +75,20 @@ class Service:
         """Whether requests should be sent here."""
         return self.models.loaded and not self.draining
 
-    async def ask(self, request: BaseModel, headers: Any) -> Reply:
+    async def ask(self, request: BaseModel, seconds: float) -> Reply:
         """The reply to one request, by way of the queue.
 
         Raises:
-            Refusal: it cannot be answered, or not in time.
+            Refusal: it cannot be answered, or not within so many ``seconds``.
         """
-        return await self.batcher.submit(request, self._seconds(headers))
+        return await self.batcher.submit(request, seconds)
 
-    def _seconds(self, headers: Any) -> float:
+    def seconds(self, headers: Mapping[str, str]) -> float:
+        """How long a request may wait.
+
+        Raises:
+            Refusal: its header says something else than milliseconds.
+        """
         given = headers.get(DEADLINE)
         if given is None:
             return self.config.deadline_ms / 1000
@@ -111,14 +118,15 @@ class Service:
         names = sorted(field_names(operation.request))
 
         async def endpoint(request: Request) -> Response:
-            body = await read(request, operation.request, names)
-            reply = await self.ask(body, request.headers)
+            seconds = self.seconds(request.headers)
+            reply = await self.ask(await read(request, operation.request, names), seconds)
             if operation.binary and BINARY in request.headers.get("accept", ""):
                 told = {key: reply.content[key] for key in ("level", "prototype", "host", "bank")}
                 headers = {f"x-persona-{key}": "" if value is None else str(value) for key, value in told.items()}
                 return Response(reply.message, media_type=BINARY, headers=headers)
             return Response(to_bytes(reply.content), media_type="application/json")
 
+        self._endpoints[operation.path] = endpoint
         content = {BINARY: {"schema": {"type": "string", "format": "binary"}}} if operation.binary else {}
         statuses = (*_REFUSALS, 404, *((409,) if operation.conflicts else ()))
         api.add_api_route(
@@ -145,6 +153,25 @@ class Service:
         finally:
             following.cancel()
             await self.batcher.close()
+
+
+class _Direct:
+    """Takes the operations of a task past FastAPI's middleware and routing, which take longer than the answer."""
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+        self.app, self.endpoints = app, endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self.endpoints.get(scope.get("path", ""))
+        if endpoint is None or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            response = await endpoint(request)
+        except Refusal as refusal:
+            response = await _refused(request, refusal)
+        await response(scope, receive, send)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

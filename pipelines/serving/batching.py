@@ -96,7 +96,6 @@ class Batcher:
         """Wait until all that wait are answered."""
         while self._waiting or self._busy:
             await asyncio.sleep(0.005)
-        self._thread.shutdown()
 
     def _begin(self) -> None:
         self._scheduled = False

@@ -5,6 +5,7 @@ Plain ASGI, as it stands in the way of every request: a request too many is turn
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -21,6 +22,8 @@ from pipelines.serving.metrics import Metrics
 log = logging.getLogger("persona.serving")
 
 _FULL = over_capacity()
+# Whoever is turned away is told so after a moment: clients that ask again at once would take the time of those that wait.
+HOLD_SECONDS = 0.25
 BUG = Refusal(500, "bug", "the service made a mistake, which is in its log: ask again, or tell who runs it")
 _NO_KEY = Refusal(
     401,
@@ -78,6 +81,8 @@ class Gate:
             if refusal is None:
                 await self.app(scope, _Limited(receive, self.body_bytes), counted)
             else:
+                if refusal is _FULL:
+                    await asyncio.sleep(HOLD_SECONDS)
                 await refuse(refusal, counted)
         except Exception as error:
             _log_bug(error, path if path in self.metrics.paths else "another path")

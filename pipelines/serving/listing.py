@@ -172,8 +172,9 @@ def _add_mlflow(api: FastAPI, service: Service) -> None:
     )
     async def invocations(request: Request) -> Response:
         """What `mlflow models serve` answers for the same model."""
+        seconds = service.seconds(request.headers)
         body: scoring.Scoring = await read(request, scoring.Scoring, names)
-        replies = await asyncio.gather(*(service.ask(row, request.headers) for row in body.requests()))
+        replies = await asyncio.gather(*(service.ask(row, seconds) for row in body.requests()))
         return Response(
             to_bytes({"predictions": [scoring.prediction(reply.content) for reply in replies]}),
             media_type="application/json",

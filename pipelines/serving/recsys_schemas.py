@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_ITEMS = 1000
 MOST_HISTORIES = 256
 MOST_ANSWERS = 100
 
-Id = Annotated[str, Field(max_length=256)] | Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+def _whole(value: Any) -> Any:
+    """42.0 is an integer of JSON, as 42 is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1), BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=1, le=MOST_ANSWERS), BeforeValidator(_whole)]
+Id = Annotated[str, Field(max_length=256)] | Whole
 History = Annotated[
     list[Id],
     Field(max_length=MOST_ITEMS, description="Item ids, oldest first. Unknown ones are skipped, and reported."),
@@ -27,7 +35,7 @@ class RecommendationRequest(_Request):
     """A device's recent items, and what is wanted for them."""
 
     history: History
-    k: int = Field(10, ge=1, le=MOST_ANSWERS, description="How many items.")
+    k: Count = Field(10, description="How many items.")
     level: Level = Field("edit", description="How far to personalise.")
     exclude: list[Id] = Field(default=[], max_length=MOST_ITEMS, description="Ids that must not be recommended.")
     only: list[Id] | None = Field(None, max_length=MOST_ITEMS, description="Recommend none but these.")
@@ -111,12 +119,6 @@ class AssignmentAnswer(_Answer):
     """Where the devices belong, in their order."""
 
     assignments: list[Assignment]
-
-
-class ItemsRequest(_Request):
-    """Part of a title or an id."""
-
-    query: Annotated[str, Field(max_length=100)]
 
 
 RECOMMENDATION_EXAMPLES = {

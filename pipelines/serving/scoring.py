@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.serving.recsys_schemas import MOST_ANSWERS, History, Level, RecommendationRequest
+from pipelines.serving.recsys_schemas import Count, History, Level, RecommendationRequest, Whole
 
 MOST_ROWS = 256
 
@@ -18,7 +18,7 @@ class _Strict(BaseModel):
 class Parameters(_Strict):
     """Parameters of the model's signature."""
 
-    k: int = Field(10, ge=1, le=MOST_ANSWERS)
+    k: Count = 10
     level: Level = "edit"
 
 
@@ -33,7 +33,7 @@ class Split(_Strict):
 
     columns: Annotated[list[Literal["history"]], Field(min_length=1, max_length=1)]
     data: list[Annotated[list[History], Field(min_length=1, max_length=1)]] = Field(max_length=MOST_ROWS)
-    index: list[int | str] | None = None
+    index: list[Whole | str] | None = None
 
 
 class Column(_Strict):
