@@ -150,6 +150,16 @@ def test_progress_in_a_log_file_tells_its_end_and_note(capsys):
     assert err.endswith("0 s left  uauc 0.9\n")
 
 
+def test_progress_promises_nothing_before_anything_is_done(capsys, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    with console.progress("prototypes", 2) as advance:
+        advance(0, "choosing K")
+        advance(1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "prototypes 0/2, 0 s  choosing K"
+    assert second == "prototypes 1/2, 0 s, 0 s left"
+
+
 def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")

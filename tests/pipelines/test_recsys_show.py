@@ -4,7 +4,7 @@ import pytest
 
 from persona.comparison import Row
 from persona.statistics import Interval, SeedsInterval
-from pipelines import console, recsys_show
+from pipelines import console, recsys_cli, recsys_show
 from pipelines.recsys_steps import Comparison, Released
 from pipelines.registry import Registered
 from pipelines.workspace import Workspace
@@ -48,3 +48,14 @@ def test_a_release_says_what_it_holds(capsys, bank, k, said):
     made = Released(Path("b"), Registered("m", 1, "models:/m/1"), "h", {}, bank, k)
     recsys_show.released(made, console.Output(False))
     assert said in capsys.readouterr().out
+
+
+def test_epochs_that_are_told_twice_are_shown_once(capsys):
+    """A training that several parts of a step ask for tells its history to each of them."""
+    with recsys_cli.epochs(RecsysConfig(epochs=2)) as on_epoch:
+        for _ in range(2):
+            for epoch in range(2):
+                on_epoch("host", {"epoch": float(epoch), "uauc": 0.5 + epoch})
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("host 2/2, ")
+    assert line.endswith("uauc 1.5000")
