@@ -28,6 +28,7 @@ def replay(
     windows: Annotated[int, typer.Option(min=2, help="Windows of about equally many events.")] = 10,
     days: Annotated[float, typer.Option(min=0.0, help="Windows of so many days instead.")] = 0.0,
     shift: Annotated[int, typer.Option(min=1, help="The window in which the scenario sets in, from 0.")] = 3,
+    prototypes: Annotated[int, typer.Option(min=0, max=256, help="K of the bank; 0 lets validation choose.")] = 0,
     eta: Annotated[float, typer.Option(help="Share of the way that refinement goes.")] = 0.5,
     min_users: Annotated[int, typer.Option(help="Users without whom a prototype does not move.")] = 10,
     as_json: console.JsonOption = False,
@@ -51,7 +52,7 @@ def replay(
             advance(int(policy not in seen), f"{policy}, window {window}")
             seen.add(policy)
 
-        result = replay_steps.replay(settings, space, stream, on_window)
+        result = replay_steps.replay(settings, space, stream, prototypes, on_window)
     for metric in METRICS:
         _show(result, metric, out)
     _show_refinement(result, METRICS, out)

@@ -12,7 +12,7 @@ from pipelines import replay_figures, tracking
 from pipelines.recsys_steps import EXPERIMENT
 from pipelines.workspace import Workspace
 from recsys.baselines import Problem, train_method
-from recsys.baselines.prototypes import best_bank
+from recsys.baselines.prototypes import SIZES, best_bank
 from recsys.config import RecsysConfig
 from recsys.metrics import metric_name
 from recsys.personalised import Personalised
@@ -25,6 +25,7 @@ def replay(
     config: RecsysConfig,
     work: Workspace,
     stream: ReplayConfig,
+    prototypes: int = 0,
     on_window: OnWindow = lambda policy, window: None,
 ) -> dict[str, Any]:
     """Replay the test events of the workspace's data under a scenario; what is not trained yet is trained first.
@@ -33,6 +34,7 @@ def replay(
         config: settings; the protocol is ``time``.
         work: where data, host and editor are, and ``replay-<scenario>-seed<s>.json`` goes.
         stream: scenario, windows, limits of refinement.
+        prototypes: K of the bank; 0 lets validation choose.
         on_window: called with a policy and the window that it has finished.
 
     Returns:
@@ -49,7 +51,8 @@ def replay(
         problem = Problem(work.data(), config, folder=work.cells)
         model = train_method(f"persona_{config.mode}", problem).scorer
         assert isinstance(model, Personalised)
-        found = report(replay_stream(problem, model, best_bank(problem, model), stream, on_window))
+        bank = best_bank(problem, model, (prototypes,) if prototypes else SIZES)
+        found = report(replay_stream(problem, model, bank, stream, on_window))
         result = {"settings": config.as_dict(), "replay": asdict(stream), **found}
         write_json(work.root / f"replay-{stream.scenario}-seed{config.seed}.json", result)
         _log(result)

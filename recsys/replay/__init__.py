@@ -1,7 +1,7 @@
 """The stream after the cut, replayed: what keeps devices up to date, how well, and at what cost."""
 
 from recsys.replay.policies import Policy, Spent
-from recsys.replay.recovery import LEVELS, WonBack, windows_until, won_back
+from recsys.replay.recovery import LEVELS, Covered, WonBack, covered, windows_until, won_back
 from recsys.replay.report import report
 from recsys.replay.stream import METRICS, POLICIES, Replay, ReplayConfig, Served, replay, spent_in_all
 from recsys.replay.windows import Window, boundaries, cut
@@ -10,6 +10,7 @@ __all__ = [
     "LEVELS",
     "METRICS",
     "POLICIES",
+    "Covered",
     "Policy",
     "Replay",
     "ReplayConfig",
@@ -18,6 +19,7 @@ __all__ = [
     "Window",
     "WonBack",
     "boundaries",
+    "covered",
     "cut",
     "replay",
     "report",

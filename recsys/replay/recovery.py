@@ -1,4 +1,4 @@
-"""After a shift: how long until a policy is as far above the host as before, and what refinement wins back.
+"""After a shift: how long until a policy is as far above the host as before, and what refinement wins back of its cost.
 
 Letters: W windows.
 """
@@ -67,3 +67,35 @@ def won_back(replay: Replay, policy: str, metric: str) -> WonBack | None:
     refined = replay.difference(policy, "prototypes", metric, later)
     cost = after.mean - before.mean
     return WonBack(before, after, refined, refined.mean / cost if cost > 0 else None)
+
+
+@dataclass(frozen=True)
+class Covered:
+    """The same without labels: the share of the energy of the edits that prototypes miss, mean over windows.
+
+    Attributes:
+        before: released prototypes before the shift.
+        after: released prototypes in the windows after that of the shift.
+        refined: refined prototypes in these windows.
+        share: (after - refined) / (after - before); None where the shift cost the prototypes nothing.
+    """
+
+    before: float
+    after: float
+    refined: float
+    share: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def covered(replay: Replay, policy: str) -> Covered | None:
+    """Of a ``refined`` policy; None where no window follows that of the shift."""
+    shift = replay.config.shift
+    if shift + 1 >= len(replay.starts):
+        return None
+    released, refined = ([w.unexplained or 0.0 for w in replay.served[name]] for name in ("prototypes", policy))
+    before, after = float(np.mean(released[:shift])), float(np.mean(released[shift + 1 :]))
+    now = float(np.mean(refined[shift + 1 :]))
+    return Covered(before, after, now, (after - now) / (after - before) if after > before else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from persona.statistics import Interval, bootstrap_mean
-from recsys.replay.recovery import LEVELS, windows_until, won_back
+from recsys.replay.recovery import LEVELS, covered, windows_until, won_back
 from recsys.replay.stream import METRICS, Replay, Served, spent_in_all
 
 REFERENCE = "host"
@@ -26,6 +26,7 @@ def report(replay: Replay) -> dict[str, Any]:
         * ``windows_until``: windows until the gain over the host was back at 50 % and 90 % of that before the shift;
         * ``against_parents``: new versions against what they replaced, in the first window of each;
         * ``won_back``: what the shift cost released prototypes, and what refinement won back of it;
+        * ``covered``: the same without labels, in the energy of the edits;
         * ``spent``: sums over windows.
     """
     first = next(iter(replay.served.values()))
@@ -58,6 +59,8 @@ def _policy(replay: Replay, name: str) -> dict[str, Any]:
         parents = {m: replay.against_parents(name, m, range(count)) for m in METRICS}
         won = {m: won_back(replay, name, m) for m in METRICS}
         result["against_parents"] = {m: None if i is None else i.as_dict() for m, i in parents.items()}
+        energy = covered(replay, name)
+        result["covered"] = None if energy is None else energy.as_dict()
         result["won_back"] = {m: None if w is None else w.as_dict() for m, w in won.items()}
     return result
 

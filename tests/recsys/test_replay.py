@@ -18,6 +18,7 @@ from recsys.replay import (
     POLICIES,
     ReplayConfig,
     boundaries,
+    covered,
     cut,
     replay,
     report,
@@ -254,6 +255,17 @@ def test_refinement_wins_back_a_share_of_what_the_shift_cost_the_release():
     assert won_back(harmless, "refined", "uauc").share is None
 
 
+def test_the_energy_won_back_needs_no_labels():
+    shifted = stream(edits=[0.8] * 4, prototypes=[0.8] * 4, refined=[0.8] * 4)
+    for name, shares in {"prototypes": [0.1, 0.3, 0.5, 0.5], "refined": [0.1, 0.3, 0.2, 0.4]}.items():
+        for window, share in zip(shifted.served[name], shares, strict=True):
+            window.unexplained = share
+    found = covered(shifted, "refined")
+    assert (found.before, found.after, found.refined) == pytest.approx((0.1, 0.5, 0.3))
+    assert found.share == pytest.approx(0.5)
+    assert covered(replace(shifted, config=ReplayConfig(windows=4, shift=3)), "refined") is None
+
+
 def test_a_user_counts_with_the_mean_of_their_windows():
     parts = [([1, 2], [0.0, 4.0]), ([2, 3], [2.0, 0.0])]
     served = {
@@ -280,7 +292,7 @@ def test_the_report_is_plain_json_with_intervals_and_costs(replayed):
             assert row["uauc"]["mean"] == pytest.approx(replayed.means(name, "uauc")[index])
             assert row["uauc"]["low"] <= row["uauc"]["mean"] <= row["uauc"]["high"]
         assert policy["spent"]["bytes_sent"] == sum(row["bytes_sent"] for row in policy["windows"])
-        assert ("won_back" in policy) == name.startswith("refined")
+        assert ("won_back" in policy) == ("covered" in policy) == name.startswith("refined")
     assert value["policies"]["host"]["overall"]["uauc"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert value["policies"]["refined"]["windows"][1]["uauc_vs_parent"] is not None
 
