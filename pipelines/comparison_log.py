@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "comparisons"
 PAGE = "comparison.html"
+# How the paragraph of a version's description begins that a comparison writes, in Markdown.
+TOLD = "**Against"
 # Shown by MLflow above a run.
 NOTE_TAG = "mlflow.note.content"
 
@@ -112,6 +114,11 @@ def _tell(client: MlflowClient, label: str, difference: Difference, run_id: str)
     model, _, number = label.rpartition("/")
     if not model:
         return
-    tags = {"compared.with": difference.a, "compared.verdict": " ".join(difference.verdict), "compared.run": run_id}
+    verdict = " ".join(difference.verdict)
+    tags = {"compared.with": difference.a, "compared.verdict": verdict, "compared.run": run_id}
     for key, value in tags.items():
         client.set_model_version_tag(model, number, key, value)
+    before = client.get_model_version(model, number).description or ""
+    own = "\n\n".join(part for part in before.split("\n\n") if not part.startswith(TOLD))
+    told = f"{TOLD} {difference.a}:** {verdict} (run {run_id} in the experiment {EXPERIMENT})"
+    client.update_model_version(model, number, description=f"{told}\n\n{own}".strip())

@@ -185,7 +185,7 @@ def _node(version: Version, banks: Mapping[int, PrototypeBank | None], numbers: 
 def _first(nodes: Mapping[int, Node], events: Sequence[promotion.Event], alias: int | None) -> str:
     """Since when a champion without an event is one: the time it was made."""
     number = events[0].before if events else alias
-    return nodes[number].created if number in nodes else "unknown"
+    return nodes[number].created if number is not None and number in nodes else "unknown"
 
 
 def _lanes(nodes: Sequence[Node]) -> None:

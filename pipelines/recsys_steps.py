@@ -25,7 +25,6 @@ from pipelines.workspace import Workspace
 from recsys import catalogue
 from recsys.baselines import METHODS, Problem, Trained, measure, train_method
 from recsys.config import RecsysConfig
-from recsys.evaluation import Evaluated
 from recsys.log import read_log
 from recsys.metrics import metric_name
 from recsys.personalised import Personalised
@@ -221,8 +220,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         bank = recommender.bank
         version, k = (bank.version, len(bank)) if bank is not None else ("", 0)
         tags |= {"bank_version": version, "k": k}
-        whole = Evaluated(measured[method].summary, measured[method].per_unit, measured[method].units)
-        snapshots.log(recsys_snapshots.taken(problem.test, {"": whole}, recommender, protocol=config.protocol))
+        snapshots.log(recsys_snapshots.of_release(problem, measured[method], recommender))
         registered = registry.register(work.bundle, recommender, tags, metrics)
     work.remember(config)
     return Released(work.bundle, registered, recommender.host_digest, metrics, version, k)
@@ -384,15 +382,12 @@ def with_host(methods: Sequence[str]) -> list[str]:
 
 def _log_data(data: SequenceData, source: str) -> None:
     """The data set, as MLflow shows it beside a run: its users, with how much they did."""
-    import mlflow
     import numpy as np
     import polars as pl
     from mlflow.data import polars_dataset
 
     users = pl.DataFrame({"user_id": data.user_ids, "events": np.diff(data.offsets)})
-    mlflow.log_input(
-        polars_dataset.from_polars(users, name=Path(source).stem, digest=data.digest[:32]), context="training"
-    )
+    tracking.log_dataset(polars_dataset.from_polars(users, name=Path(source).stem, digest=data.digest[:32]))
 
 
 def read_comparison(work: Workspace, protocol: str) -> dict[str, Any]:

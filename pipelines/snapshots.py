@@ -33,7 +33,7 @@ SEGMENT_TABLE = "tables/segments.json"
 UNIT, SEGMENT, PROTOTYPE = "unit", "segment", "prototype"
 INPUT, RANK, ITEM, TITLE = "input", "rank", "item", "title"
 ANSWERS = {UNIT: pl.String, INPUT: pl.String, RANK: pl.Int64, ITEM: pl.String, TITLE: pl.String}
-ACTIVITY = ("light", "medium", "heavy")
+ACTIVITY = ("new", "light", "medium", "heavy")
 # Metrics by their last name of which less is better; of all others, more is.
 LESS_IS_BETTER = frozenset({"logloss", "loss", "error", "brier", "ece", "seconds", "latency"})
 
@@ -82,12 +82,12 @@ class Snapshot:
         return [name for name in ACTIVITY if name in found] + sorted(found - set(ACTIVITY))
 
     def by_segment(self) -> list[dict[str, Any]]:
-        """A row a segment: ``segment``, the number of units, and the mean of every metric over them."""
+        """A row a segment: ``segment``, the mean of every metric over its units, and how many they are."""
         rows = []
         for segment in self.segments:
             own = self.units.filter(pl.col(SEGMENT) == segment)
             means = {metric: float(own[metric].mean()) for metric in self.metrics}  # type: ignore[arg-type]
-            rows.append({SEGMENT: segment, f"{self.kind}s": len(own), **means})
+            rows.append({SEGMENT: segment, **means, f"{self.kind}s": len(own)})
         return rows
 
 
@@ -132,7 +132,7 @@ def measured(
 
 
 def activity_segments(counts: ArrayLike) -> list[str]:
-    """A third of the units each: ``light``, ``medium``, ``heavy``, by how much of them is known.
+    """``new``, of whom nothing is known, and a third of all others each: ``light``, ``medium``, ``heavy``.
 
     Units with equal counts are in one segment, so that thirds are only as equal as the counts allow.
 
@@ -140,8 +140,9 @@ def activity_segments(counts: ArrayLike) -> list[str]:
         counts: (U,) events or images of every unit.
     """
     values = np.asarray(counts, dtype=np.float64)
-    low, high = np.quantile(values, [1 / 3, 2 / 3]) if len(values) else (0.0, 0.0)
-    return [ACTIVITY[int(value > low) + int(value > high)] for value in values]
+    known = values[values > 0]
+    low, high = np.quantile(known, [1 / 3, 2 / 3]) if len(known) else (0.0, 0.0)
+    return [ACTIVITY[int(value > 0) and 1 + int(value > low) + int(value > high)] for value in values]
 
 
 def less_is_better(metric: str) -> bool:

@@ -36,10 +36,12 @@ from pipelines.store import artifact_root, database_path, default_uri, prepared
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import ActiveRun, MlflowClient
+    from mlflow.data.dataset import Dataset
 
 LONGEST_VALUE = 500
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
+DATASET_ATTEMPTS = 5
 FAILURE_TAG, COMMAND_TAG, FOLDER_TAG, PROCESS_TAG = "failure", "command", "folder", "process"
 
 logger = logging.getLogger(__name__)
@@ -351,6 +353,27 @@ def _last_steps(client: MlflowClient, run_id: str, keys: set[str]) -> dict[str, 
     """The last step that the run has of each of its metrics ``keys``."""
     logged = keys & client.get_run(run_id).data.metrics.keys()
     return {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in logged}
+
+
+def log_dataset(dataset: Dataset, context: str = "training") -> None:
+    """Show a data set beside the active run.
+
+    MLflow looks for the data set and then inserts it, so that of processes that bring the same one at the same time all but
+    the first fail; they find it when they look again.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    _active()
+    for left in reversed(range(DATASET_ATTEMPTS)):
+        try:
+            mlflow.log_input(dataset, context=context)
+        except MlflowException as error:
+            if not left or "unique" not in str(error).lower():
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def log_json(value: Any, path: str) -> None:

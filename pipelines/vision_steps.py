@@ -22,7 +22,7 @@ from persona.errors import ConfigError, nearest
 from persona.prototypes import Lineage
 from persona.storage import write_json
 from persona.training import FitResult
-from pipelines import figures, registry, tracking, vision_figures, vision_registry
+from pipelines import figures, registry, snapshots, tracking, vision_figures, vision_registry, vision_snapshots
 from pipelines.vision_workspace import VisionWorkspace
 from vision import catalogue
 from vision.baselines import METHODS, Problem, measure, train_method
@@ -314,6 +314,7 @@ def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | Non
             **tracking.commit_tags(),
             **gains(compare([measured])[1]),
         }
+        snapshots.log(vision_snapshots.of_release(problem, measured[method], classifier))
         registered = vision_registry.register(work.bundle, classifier, tags, metrics)
     work.remember(config)
     return Released(work.bundle, registered, classifier.host_digest, bank, metrics)
@@ -344,13 +345,10 @@ def served_by(lineage: Lineage, model: Personalised) -> bool:
 
 def _log_data(data: DeviceImages, source: str) -> None:
     """The data set, as MLflow shows it beside a run: its devices, with how many images they have."""
-    import mlflow
     import polars as pl
     from mlflow.data import polars_dataset
 
     devices = pl.DataFrame(
         {"device": list(data.device_ids), "group": list(data.groups), "images": np.diff(data.offsets)}
     )
-    mlflow.log_input(
-        polars_dataset.from_polars(devices, name=Path(source).stem, digest=data.digest[:32]), context="training"
-    )
+    tracking.log_dataset(polars_dataset.from_polars(devices, name=Path(source).stem, digest=data.digest[:32]))

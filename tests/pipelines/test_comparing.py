@@ -202,6 +202,11 @@ def test_a_comparison_is_kept_in_mlflow_and_told_on_the_version(workplace, capsy
     assert tags["compared.with"] == f"{MODEL}/1"
     assert tags["compared.run"] == said["run_id"]
     assert "persona-films/2 is better" in tags["compared.verdict"]
+    client.update_model_version(MODEL, "2", description=client.get_model_version(MODEL, "2").description + "\n\nMine.")
+    assert main(["compare", f"{MODEL}/1", f"{MODEL}/2"]) == 0
+    paragraphs = client.get_model_version(MODEL, "2").description.split("\n\n")
+    assert paragraphs[0].startswith("**Against persona-films/1:** persona-films/2 is better")
+    assert paragraphs[1:] == ["Mine."], "the verdict is replaced, and what people wrote stays"
 
 
 def test_banks_runs_and_aliases_are_found_by_name(workplace):

@@ -56,10 +56,13 @@ def command(name: str) -> tuple[list[str], Any]:
 def test_the_project_has_an_entry_point_for_every_step():
     assert PROJECT["name"] == "persona"
     steps = typer.main.get_command(recsys_cli.app).commands.keys() - NO_ENTRY_POINT
-    named = {" ".join(command(name)[0]): name for name in ENTRY_POINTS}
-    assert named["recsys run"] == "recsys"
+    named = {name: " ".join(command(name)[0]) for name in ENTRY_POINTS}
+    assert named["recsys"] == "recsys run"
+    assert named["refine"] == "recsys refine"
     for step in steps - {"run"}:
-        assert named[f"recsys {step}"] == f"recsys-{step}"
+        assert named[f"recsys-{step}"] == f"recsys {step}"
+    for other in ("compare", "lineage", "promote", "rollback", "serve"):
+        assert named[other] == other
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

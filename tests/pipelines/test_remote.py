@@ -95,7 +95,7 @@ def test_commands_at_the_same_time_write_to_one_server(server, tmp_path):
         for i in range(3)
     ]
     said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(error[-3000:] for _, error in said)
     assert all(json.loads(out)["users"] == 60 for out, _ in said), "nothing but the document on stdout"
     client = mlflow.MlflowClient(tracking_uri=address)
     runs = client.search_runs([client.get_experiment_by_name("recsys").experiment_id])
@@ -119,7 +119,7 @@ def test_four_pipelines_at_once_on_one_fresh_database_lose_nothing(tmp_path):
         for seed in range(4)
     ]
     said = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, [error[-2000:] for _, error in said]
+    assert [process.returncode for process in processes] == [0] * 4, "\n".join(error[-3000:] for _, error in said)
     results = [json.loads(out) for out, _ in said]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("recsys").experiment_id

@@ -167,9 +167,10 @@ def test_a_killed_pipeline_goes_on_to_its_end_as_if_nothing_had_happened(tmp_pat
     names = [run.info.run_name for run in runs]
     assert len(names) == len(set(names)), "every step has one run"
     for each in runs:
+        if each.info.run_name not in before:
+            continue
         for key in each.data.metrics:
-            # A registered model has its metrics besides those of its run.
-            logged = [(metric.step, metric.model_id) for metric in client.get_metric_history(each.info.run_id, key)]
+            logged = [metric.step for metric in client.get_metric_history(each.info.run_id, key)]
             assert len(logged) == len(set(logged)), (each.info.run_name, key)
     undisturbed = run("recsys", "run", "--data", "films.csv", "--work", "other", *SMALL, *methods)
     rows = [json.loads(text)["comparisons"][0]["rows"] for text in (done.stdout, undisturbed.stdout)]

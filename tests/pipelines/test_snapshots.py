@@ -23,6 +23,7 @@ def test_thirds_by_activity_keep_equal_counts_together():
     assert snapshots.activity_segments([1, 2, 3, 4, 5, 6]) == ["light", "light", "medium", "medium", "heavy", "heavy"]
     assert snapshots.activity_segments([5, 5, 5, 9]) == ["light", "light", "light", "heavy"]
     assert set(snapshots.activity_segments([7] * 5)) == {"light"}
+    assert snapshots.activity_segments([0, 1, 0, 2, 3]) == ["new", "light", "new", "medium", "heavy"]
     assert snapshots.activity_segments([]) == []
 
 

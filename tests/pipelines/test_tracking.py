@@ -5,8 +5,11 @@ import sys
 
 import mlflow
 import numpy as np
+import polars as pl
 import pytest
 from matplotlib.figure import Figure
+from mlflow.data.polars_dataset import from_polars
+from mlflow.exceptions import MlflowException
 
 from persona.errors import ConfigError, DataError
 from pipelines import tracking
@@ -243,3 +246,22 @@ def test_processes_that_first_touch_a_store_together_lose_nothing(tmp_path, monk
         assert run.info.status == "FINISHED"
         assert steps(run.info.run_id, "loss") == [(epoch, float(epoch)) for epoch in range(5)]
     assert not any("error" in text.lower() for text in errors), errors
+
+
+def test_a_data_set_that_another_process_brings_at_the_same_time_is_shown_all_the_same(films, monkeypatch):
+    """MLflow inserts it after having looked for it, and fails where somebody was faster."""
+    dataset = from_polars(pl.DataFrame({"user": ["a", "b"]}), name="films")
+    log_input, failures = mlflow.log_input, ["(IntegrityError) UNIQUE constraint failed: datasets.name"]
+
+    def interrupted(*args, **kwargs):
+        if failures:
+            raise MlflowException(failures.pop())
+        return log_input(*args, **kwargs)
+
+    monkeypatch.setattr(mlflow, "log_input", interrupted)
+    with tracking.run("prepare") as run:
+        tracking.log_dataset(dataset)
+        failures.append("no space")
+        with pytest.raises(MlflowException, match="no space"):
+            tracking.log_dataset(dataset)
+    assert [entry.dataset.name for entry in fetch(run.info.run_id).inputs.dataset_inputs] == ["films"]

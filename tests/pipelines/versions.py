@@ -19,7 +19,7 @@ MODEL, BANKS = "persona-films", "persona-films-prototypes"
 def snapshot(ndcg=None, users=USERS, rows="rows", units=None, **more):
     """A third of the users each in the three segments."""
     names = units or [f"u{i}" for i in range(users)]
-    segments = snapshots.activity_segments(np.arange(users))
+    segments = snapshots.activity_segments(np.arange(users) + 1)
     values = np.full(users, 0.5) if ndcg is None else ndcg
     metrics = {"time/ndcg_10": values}
     return snapshots.measured("user", "time", rows, units=names, metrics=metrics, segments=segments, **more)
