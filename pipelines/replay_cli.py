@@ -16,7 +16,7 @@ EPILOG = (
     "Examples:\n\n"
     "persona recsys replay                                          the log as it is\n\n"
     "persona recsys replay --scenario popularity --windows 12 --shift 4\n\n"
-    "persona recsys replay --days 7 --min-users 5"
+    "persona recsys replay --days 7 --min-users 10"
 )
 
 
@@ -30,7 +30,7 @@ def replay(
     shift: Annotated[int, typer.Option(min=1, help="The window in which the scenario sets in, from 0.")] = 3,
     prototypes: Annotated[int, typer.Option(min=0, max=256, help="K of the bank; 0 lets validation choose.")] = 0,
     eta: Annotated[float, typer.Option(help="Share of the way that refinement goes.")] = 0.5,
-    min_users: Annotated[int, typer.Option(help="Users without whom a prototype does not move.")] = 10,
+    min_users: Annotated[int, typer.Option(help="Users of a window without whom a prototype does not move.")] = 5,
     as_json: console.JsonOption = False,
 ) -> None:
     """Replay the events after the cut in time order: who keeps up with the stream, and at what cost."""
