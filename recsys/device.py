@@ -117,7 +117,13 @@ class DeviceRecommender:
         return cls(Device(DeviceBundle.load(folder), state))
 
     def recommend(
-        self, history: Sequence[Any], k: int = 10, *, exclude: Sequence[Any] = (), seen: bool = False
+        self,
+        history: Sequence[Any],
+        k: int = 10,
+        *,
+        exclude: Sequence[Any] = (),
+        seen: bool = False,
+        plain: bool = False,
     ) -> DeviceAnswer:
         """The ``k`` best items for a history, by the best level the device has.
 
@@ -127,6 +133,7 @@ class DeviceRecommender:
             k: how many items.
             exclude: ids that must not be recommended.
             seen: whether items of the history may be recommended again.
+            plain: answer by the host, for comparison.
 
         Raises:
             ConfigError: ``k`` is below 1.
@@ -135,7 +142,7 @@ class DeviceRecommender:
         if k < 1:
             raise ConfigError(f"k is {k}, but at least one item has to be asked for")
         known, unknown = self.known_items(history)
-        outputs = self.device.run(self._inputs(known), plain=not known)
+        outputs = self.device.run(self._inputs(known), plain=plain or not known)
         scores = outputs.arrays["scores"][0]
         scores[[0, *([] if seen else known), *self.known_items(exclude)[0]]] = -np.inf
         count = min(k, len(scores))

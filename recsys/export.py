@@ -25,6 +25,8 @@ from recsys.sequences import SequenceData
 # Weights of the averages of a summary: each item counts so much of the one that came after it.
 DECAYS = (1.0, 0.8, 0.5)
 ROWS = 4096
+# Share of all events, the latest ones, that a request policy is calibrated on.
+LATEST = 0.2
 
 
 class _OnDevice(nn.Module):
@@ -113,7 +115,9 @@ def edit_points(recommender_model: nn.Module, context: Context) -> np.ndarray:
 
 
 def fit_request_policy(recommender: Recommender, data: SequenceData, rate: float) -> RequestPolicy:
-    """A policy fitted and calibrated on the histories of prepared data.
+    """A policy fitted on the histories of prepared data, and calibrated on the latest fifth of its events.
+
+    How fast contexts change is a matter of the season: the latest events tell most about the next ones.
 
     Args:
         recommender: with an editor.
@@ -129,5 +133,8 @@ def fit_request_policy(recommender: Recommender, data: SequenceData, rate: float
     context = Context(torch.from_numpy(items), torch.from_numpy(lengths))
     read = summaries(recommender.model.host, context)
     policy = fit_policy(read, edit_points(recommender.model, context))
-    users = data.user_of(positions)
-    return policy.calibrated(policy.coordinates(read), np.append(True, users[1:] != users[:-1]), rate)
+    times = data.times[positions]
+    latest = np.ones(len(positions), bool) if data.ordered_only else times >= np.quantile(times, 1 - LATEST)
+    users = data.user_of(positions[latest])
+    first = np.append(True, users[1:] != users[:-1])
+    return policy.calibrated(policy.coordinates(read[latest]), first, rate)

@@ -79,7 +79,7 @@ class DeviceBundle:
     bank: DeviceBank | None
     policy: RequestPolicy | None
     inputs: dict[str, Input]
-    outputs: tuple[str, ...]
+    outputs: list[str]
     session: onnxruntime.InferenceSession = field(repr=False)
 
     @classmethod
@@ -105,7 +105,7 @@ class DeviceBundle:
             weights = _weights(files[ADAPTIVE], layers, header["host"], folder / ADAPTIVE)
             region = region_of(header["bound"], layers)
             inputs = {str(name): Input(dtype, tuple(shape)) for name, (dtype, shape) in header["inputs"].items()}
-            outputs = tuple(header["outputs"])
+            outputs = list(header["outputs"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{folder / HEADER} is damaged ({error}): export the bundle again") from error
         bank = DeviceBank.load(folder / BANK, layers, header["host"], region) if header["bank_version"] else None
@@ -124,7 +124,7 @@ class DeviceBundle:
             policy=RequestPolicy.from_bytes(files[POLICY]) if POLICY in files else None,
             inputs=inputs,
             outputs=outputs,
-            session=_session(files[GRAPH], folder / GRAPH, threads),
+            session=open_graph(files[GRAPH], str(folder / GRAPH), threads),
         )
 
     @cached_property
@@ -203,7 +203,12 @@ def _weights(data: bytes, layers: tuple[Layer, ...], host: str, path: Path) -> d
     return arrays
 
 
-def _session(graph: bytes, path: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_graph(graph: bytes, source: str = "this graph", threads: int = 1) -> onnxruntime.InferenceSession:
+    """A graph, ready to run on the CPU.
+
+    Raises:
+        FormatError: it is no graph that this onnxruntime runs.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -212,5 +217,5 @@ def _session(graph: bytes, path: Path, threads: int) -> onnxruntime.InferenceSes
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own making
         raise FormatError(
-            f"{path} is no graph that this onnxruntime runs ({error}): export the bundle again"
+            f"{source} is no graph that this onnxruntime runs ({error}): export the bundle again"
         ) from error

@@ -1,0 +1,114 @@
+"""The example: days of real users become devices that live through them against a service, online and not."""
+
+import importlib.util
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from persona.device import DeviceBundle
+from persona.errors import DataError
+from persona.prototypes import Server
+from recsys.export import export_recommender, fit_request_policy
+from recsys.sequences import SequenceData
+from tests.recsys.test_export import recommender
+from tests.recsys.toy import walks
+
+PATH = Path(__file__).parents[1] / "examples" / "simulate_devices.py"
+DAY = 86_400
+
+
+@pytest.fixture(scope="module")
+def simulate():
+    spec = importlib.util.spec_from_file_location("simulate_devices", PATH)
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _days():
+    """Twenty users with twelve events over four days."""
+    data = walks(users=20, events=12)
+    times = np.tile(np.arange(12) // 3 * DAY + np.arange(12) % 3 * 600, 20).astype(np.int64)
+    return SequenceData(**{**vars(data), "times": times, "basket_start": np.arange(data.n_events)})
+
+
+def test_a_day_of_a_user_is_a_device(simulate):
+    data = _days()
+    days = simulate.user_days(data, 30)
+    assert len(days) == 30
+    last = data.n_users * 1
+    assert sum(len(day.past) == 9 for day in days) == last  # the latest day of everybody comes first
+    assert all([second for second, _ in day.events] == [0, 600, 1200] for day in days)
+    ids = data.item_ids.to_list()
+    whole = [ids[i - 1] for i in data.items[data.offsets[19] : data.offsets[20]]]
+    assert days[0].past + [item for _, item in days[0].events] == whole
+    with pytest.raises(DataError, match="60 days of users with a past"):
+        simulate.user_days(data, 61)
+
+
+class _Cloud:
+    """The edits of a recommender over HTTP, every fifth request turned away for good."""
+
+    def __init__(self, made):
+        server = Server(made.model.editor, made.bank)
+        asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                asked.append(body)
+                if len(asked) % 5 == 0:
+                    return self._send(503, {"retry-after": "900"}, b'{"error": "full", "kind": "over_capacity"}')
+                with torch.no_grad():
+                    context = made.context(made.known_items([body["history"]])[0])
+                    codes = made.model.editor.codes(made.model.host.context_features(context), context.lengths)
+                told = {"x-persona-level": body["level"], "x-persona-host": body["host"]}
+                message = server.messages(codes, body["level"])[0]
+                return self._send(200, told | {"content-type": "application/octet-stream"}, message)
+
+            def _send(self, status, headers, data):
+                self.send_response(status)
+                for name, value in {**headers, "content-length": str(len(data))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.asked = asked
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+def test_devices_live_through_their_day(simulate, tmp_path):
+    made, data = recommender("gru4rec"), _days()
+    export_recommender(made, tmp_path / "bundle", policy=fit_request_policy(made, data, 0.5))
+    bundle, cloud = DeviceBundle.load(tmp_path / "bundle"), _Cloud(made)
+    days = simulate.user_days(data, 20)
+    report = simulate.live(days, bundle, tmp_path / "states", cloud.url, 0.0, 0)
+    found = report.as_dict(len(days), 1.0)
+    assert found["events"] == 60 == sum(found["answers_by_level"].values())
+    assert report.wanted == report.received + report.turned_away == len(cloud.asked)
+    assert report.turned_away == len(cloud.asked) // 5
+    assert 0 < report.wanted < 60
+    assert found["answers_by_level"]["basis"] > 0
+    assert report.refused == report.offline == 0
+    assert found["bytes_down_an_edit"] <= 64 + 60
+    away = simulate.live(days, bundle, tmp_path / "away", cloud.url, 1.0, 0)
+    assert (away.received, away.offline) == (0, away.wanted)
+    assert away.levels == {"host": 60}
+    assert away.hits == away.host_hits
+    cloud.server.shutdown()
+    cloud.server.server_close()
