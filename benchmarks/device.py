@@ -44,7 +44,8 @@ from vision import hosts as vision_hosts  # noqa: E402
 from vision.personalised import Personalised as VisionPersonalised  # noqa: E402
 
 ITEMS, CLASSES, PIXELS = 3700, 10, 96
-BURST = 5
+# Calls in a row: enough that caches are warm again after another variant's turn.
+BURST_US, LONGEST_BURST = 10_000.0, 60
 RECOMMENDERS = ("din", "gru4rec", "sasrec")
 CLASSIFIERS = ("mobilenet_v3_small", "resnet18")
 
@@ -95,17 +96,20 @@ def random_edit(layers: AdaptiveLayers, host: str) -> bytes:
 
 
 def alternate(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Microseconds of every variant in every round: the median of a burst."""
+    """Microseconds of every variant in every round: the median of a burst. Every other round goes backwards."""
+    bursts = {name: min(LONGEST_BURST, max(3, int(BURST_US / timed(run)))) for name, run in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            burst = []
-            for _ in range(BURST):
-                start = time.perf_counter()
-                run()
-                burst.append(1e6 * (time.perf_counter() - start))
-            times[name].append(statistics.median(burst))
+    for turn in range(rounds):
+        for name in list(variants)[:: -1 if turn % 2 else 1]:
+            times[name].append(statistics.median(timed(variants[name]) for _ in range(bursts[name])))
     return times
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Microseconds of one call."""
+    start = time.perf_counter()
+    run()
+    return 1e6 * (time.perf_counter() - start)
 
 
 def measure(kind: str, model: DeviceModel, data: dict[str, torch.Tensor], folder: Path, rounds: int) -> dict[str, Any]:

@@ -75,7 +75,6 @@ def _task(folder: Path) -> str:
 
 
 def _export_recsys(folder: Path, out: Path, form: str, policy_data: Path | None, rate: float) -> None:
-    from persona.errors import ConfigError
     from pipelines.workspace import Workspace
     from recsys.export import export_recommender, fit_request_policy
     from recsys.recommender import Recommender
@@ -83,8 +82,6 @@ def _export_recsys(folder: Path, out: Path, form: str, policy_data: Path | None,
     recommender = Recommender.load(folder)
     policy = None
     if policy_data is not None:
-        if recommender.model.editor is None:
-            raise ConfigError("a host without an editor has no edits to ask for: leave --policy-data out")
         policy = fit_request_policy(recommender, Workspace(policy_data).data(), rate)
     export_recommender(recommender, out, form=form, policy=policy)
 

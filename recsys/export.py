@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from persona.bounds import Bound
 from persona.device.policy import RequestPolicy, fit_policy
+from persona.errors import ConfigError
 from persona.export import DeviceModel, write_device_bundle
 from persona.prototypes import HeadMetric
 from recsys.batches import Context
 from recsys.device import ITEMS_FILE, TASK
 from recsys.hosts import Host
+from recsys.personalised import Personalised
 from recsys.recommender import Recommender
 from recsys.sequences import SequenceData
 
@@ -104,9 +106,15 @@ def summaries(host: Host, context: Context) -> np.ndarray:
 
 
 @torch.no_grad()
-def edit_points(recommender_model: nn.Module, context: Context) -> np.ndarray:
-    """(N, L d) coordinates of the edits of N contexts, in which distances are those of the unbounded edits."""
-    host, editor = recommender_model.host, recommender_model.editor
+def edit_points(model: Personalised, context: Context) -> np.ndarray:
+    """(N, L d) coordinates of the edits of N contexts, in which distances are those of the unbounded edits.
+
+    Raises:
+        ConfigError: the model has no editor.
+    """
+    host, editor = model.host, model.editor
+    if editor is None:
+        raise ConfigError("a host without an editor has no edits to ask for: release one with an editor")
     metric = HeadMetric(editor)
     blocks = torch.split(torch.arange(len(context)), ROWS)
     parts = [context.index_select(rows) for rows in blocks]
@@ -125,7 +133,7 @@ def fit_request_policy(recommender: Recommender, data: SequenceData, rate: float
         rate: wanted requests an event.
 
     Raises:
-        ConfigError: the rate is not in (0, 1].
+        ConfigError: the rate is not in (0, 1], or the recommender has no editor.
         DataError: no event has a past.
     """
     positions = np.flatnonzero(data.basket_start > np.repeat(data.offsets[:-1], np.diff(data.offsets)))

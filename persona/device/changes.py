@@ -172,7 +172,8 @@ def _part(arrays: Mapping[str, NDArray[Any]], key: str, source: str) -> NDArray[
         return part.astype(np.float32, copy=False)
     if part.ndim == 0 or scale.shape != part.shape[:1] or scale.dtype != np.float32:
         raise FormatError(f"{source} has a scale of {key!r} that does not fit: ask for it again")
-    return part.astype(np.float32) * scale.reshape(-1, *[1] * (part.ndim - 1))
+    scaled: Floats = part.astype(np.float32) * scale.reshape(-1, *[1] * (part.ndim - 1))
+    return scaled
 
 
 @dataclass(frozen=True)

@@ -169,4 +169,5 @@ def _principal(x: Doubles, solved: Doubles) -> Doubles:
     energy, vectors = energy[::-1].clip(0), vectors[:, ::-1]
     share = np.cumsum(energy) / max(float(energy.sum()), float(np.finfo(np.float64).tiny))
     count = int(np.searchsorted(share, KEPT)) + 1
-    return solved @ vectors[:, :count]
+    kept: Doubles = solved @ vectors[:, :count]
+    return kept
