@@ -188,7 +188,7 @@ def run(
 
 def _study(experiment: Experiment, space: Workspace, notify: cells.Notify) -> recsys_steps.Comparison:
     """The variants of all studies, on the cells that comparisons of the same settings share."""
-    from persona.comparison import compare
+    from persona.comparison import Measured, compare
     from recsys import ablations
     from recsys.baselines import Problem
 
@@ -196,7 +196,7 @@ def _study(experiment: Experiment, space: Workspace, notify: cells.Notify) -> re
     for seed in range(experiment.config.seed, experiment.config.seed + experiment.seeds):
         config = replace(experiment.config, seed=seed)
         problem = Problem(space.data(), config, folder=space.cells)
-        rows = {}
+        rows: dict[str, Measured] = {}
         for study in experiment.studies:
             rows |= ablations.STUDIES[study](problem)
             notify(f"{experiment.name} seed {seed}", study, None)
