@@ -132,6 +132,10 @@ def service(folder: Path, *options: str) -> Iterator[Server]:
 @contextmanager
 def rival(folder: Path) -> Iterator[Server]:
     """`mlflow models serve` on the same bundle."""
+    os.environ |= {
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # mlflow looks for uvicorn there
+    }
     import mlflow
 
     port, root = free_port(), Path(__file__).parents[1]

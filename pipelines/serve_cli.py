@@ -38,9 +38,9 @@ def serve(
     """
     from pipelines.serving.app import Service
     from pipelines.serving.config import ServingConfig, read_api_keys
-    from pipelines.serving.recsys import RecommenderTask
     from pipelines.serving.server import run
     from pipelines.serving.sources import source_of
+    from pipelines.serving.tasks import task_of
 
     if port_taken(port):
         raise ConfigError(f"port {port} is taken by another program: persona serve --port {free_port(port)}")
@@ -52,7 +52,8 @@ def serve(
         drain_seconds=drain,
         api_keys=() if api_keys is None else read_api_keys(api_keys),
     )
-    service = Service(RecommenderTask(), source_of(model), config)
+    source = source_of(model)
+    service = Service(task_of(source), source, config)
     return run(service, host, port)
 
 

@@ -26,10 +26,8 @@ from persona.errors import MismatchError
 from persona.prototypes import PrototypeBank
 from persona.prototypes.tables import edit_tables
 from recsys.batches import Context
-from recsys.graphs import EDIT, RANK, TABLES, CompiledModel
+from recsys.graphs import EDIT, RANK, TABLES
 from recsys.personalised import Personalised
-
-__all__ = ["CompiledModel", "compile_model"]
 
 _EXAMPLE_ROWS = 2  # more than one, so that the batch stays free
 _OPSET = 18

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +29,9 @@ from persona.errors import ConfigError, DataError, nearest
 from persona.prototypes import PrototypeBank, Server
 from recsys.batches import Context
 from recsys.bundle import Bundle
+from recsys.graphs import CompiledModel
 from recsys.ids import canonical_id
 from recsys.personalised import Personalised
-
-if TYPE_CHECKING:  # onnxruntime is loaded by those who use it
-    from recsys.graphs import CompiledModel
 
 LEVELS = ("host", "prototype", "basis", "edit")
 # What answers in turn where a level cannot.
@@ -260,7 +258,7 @@ class Recommender:
 
     def compile(self) -> Recommender:
         """Make what a service runs, and keep that with the bundle; takes some seconds. Single answers are faster with it."""
-        from recsys.compiled import CompiledModel, compile_model
+        from recsys.compiled import compile_model  # the exporter is loaded at release alone
 
         self.compiled = CompiledModel(compile_model(self.model, self.bank), self.model.host.config.max_length)
         return self
@@ -324,8 +322,6 @@ class Recommender:
         found = Bundle.read(folder)
         recommender = cls(found.model, found.item_ids, found.titles, found.info, found.bank)
         if found.compiled is not None:
-            from recsys.graphs import CompiledModel
-
             recommender.compiled = CompiledModel(found.compiled, found.model.host.config.max_length)
         return recommender
 

@@ -9,7 +9,6 @@ from importlib.metadata import version as installed
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,6 +21,7 @@ from pipelines.serving.errors import Problem, Refusal
 from pipelines.serving.gate import BUG, Gate
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.models import Models
+from pipelines.serving.scoring import INVOCATIONS
 from pipelines.serving.servable import Operation, Reply, Task
 from pipelines.serving.sources import Source
 
@@ -47,8 +47,9 @@ class Service:
     def __init__(self, task: Task, source: Source, config: ServingConfig) -> None:
         self.task, self.config = task, config
         self.draining = False
-        paths = [operation.path for operation in task.operations]
-        self.metrics = Metrics(frozenset([*paths, *listing.PATHS]))
+        self._endpoints: dict[str, Endpoint] = {}
+        self.api = self._routes()
+        self.metrics = Metrics(frozenset(getattr(route, "path", "") for route in self.api.routes))
         self.models = Models(task, source, self.metrics.version)
         self.batcher = Batcher(
             self.models.current,
@@ -58,16 +59,14 @@ class Service:
             observe=self.metrics.batch,
         )
         self.metrics.watch(lambda: self.batcher.waiting, lambda: self.ready)
-        self._endpoints: dict[str, Endpoint] = {}
-        self.api = self._routes()
         self.app = Gate(
             _Direct(self.api, self._endpoints),
             batcher=self.batcher,
             metrics=self.metrics,
-            body_bytes=config.body_bytes,
+            body_bytes=config.body_bytes or task.body_bytes,
             api_keys=config.api_keys,
             guarded=("/v1/", "/invocations"),
-            queued=frozenset([*paths, listing.INVOCATIONS]),
+            queued=frozenset([*self._endpoints, INVOCATIONS]),
         )
 
     @property
@@ -107,11 +106,11 @@ class Service:
         for operation in self.task.operations:
             self._add(api, operation)
         listing.add(api, self)
+        self.task.extend(api, self)
         api.add_exception_handler(Refusal, _refused)
         api.add_exception_handler(Exception, _failed)
         api.add_exception_handler(HTTPException, _http_refused)
         api.add_exception_handler(RequestValidationError, _parameters_refused)
-        api.mount("/page", StaticFiles(directory=listing.PAGE), name="page")
         return api
 
     def _add(self, api: FastAPI, operation: Operation) -> None:

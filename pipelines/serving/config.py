@@ -20,7 +20,7 @@ class ServingConfig:
         batch: requests answered together, at most.
         target_ms: how long one batch should compute; batches are kept so small that it does not take longer.
         deadline_ms: how long a request may wait if it does not say so itself.
-        body_bytes: the largest body.
+        body_bytes: the largest body; 0 for what the task says.
         poll_seconds: how often the registry is asked for a new version.
         drain_seconds: after a signal to end, how long readiness is denied before connections are closed, so that a
             load balancer notices first.
@@ -34,13 +34,13 @@ class ServingConfig:
     batch: int = 64
     target_ms: float = 5.0
     deadline_ms: int = 1000
-    body_bytes: int = 1 << 18
+    body_bytes: int = 0
     poll_seconds: float = 10.0
     drain_seconds: float = 0.0
     api_keys: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("queue", "batch", "target_ms", "deadline_ms", "body_bytes", "poll_seconds"):
+        for name in ("queue", "batch", "target_ms", "deadline_ms", "poll_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be positive")
         if self.drain_seconds < 0:

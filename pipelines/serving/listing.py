@@ -1,29 +1,22 @@
-"""Routes beside the operations of a task: prototypes, the catalogue, probes, MLflow's protocol, the page."""
+"""Routes that every service has beside the operations of its task: probes, counts, prototypes."""
 
 from __future__ import annotations
 
-import asyncio
 from importlib.metadata import version as installed
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Response
 from fastapi import Path as FromPath
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from pipelines.serving import errors, scoring
-from pipelines.serving.bodies import body_of, read, to_bytes
+from pipelines.serving import errors
 from pipelines.serving.errors import Refusal
-from pipelines.serving.recsys_schemas import ModelVersion
+from pipelines.serving.servable import ModelVersion
 
 if TYPE_CHECKING:
     from pipelines.serving.app import Service
-
-INVOCATIONS = "/invocations"
-PAGE = Path(__file__).with_name("page")
-PATHS = (INVOCATIONS, "/v1/prototypes", "/v1/items", "/v1/examples", "/healthz", "/readyz", "/metrics", "/")
 
 
 class State(BaseModel):
@@ -33,7 +26,7 @@ class State(BaseModel):
     model: ModelVersion | None = None
     host: str = ""
     bank: str = ""
-    refused: str = Field("", description="Why the newest version is not in use, empty if it is.")
+    refused: str = Field(default="", description="Why the newest version is not in use, empty if it is.")
 
 
 class Prototype(BaseModel):
@@ -59,35 +52,11 @@ class Bank(BaseModel):
     metadata: dict[str, Any]
 
 
-class Item(BaseModel):
-    """An item of the catalogue."""
-
-    id: str
-    title: str | None
-
-
-class Items(BaseModel):
-    """Some items."""
-
-    items: list[Item]
-
-
-class Examples(BaseModel):
-    """Made-up histories, to try the service with."""
-
-    histories: list[list[Item]]
-
-
 def add(api: FastAPI, service: Service) -> None:
     """Add the routes to ``api``."""
     _add_probes(api, service)
     _add_prototypes(api, service)
-    _add_catalogue(api, service)
     _add_mlflow(api, service)
-
-    @api.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
 
 
 def _add_probes(api: FastAPI, service: Service) -> None:
@@ -143,43 +112,7 @@ def _found(bank: dict[str, Any] | None) -> dict[str, Any]:
     return bank
 
 
-def _add_catalogue(api: FastAPI, service: Service) -> None:
-    @api.get("/v1/items", summary="Search the catalogue", responses=errors.responses(401, 422, 500, 503))
-    async def items(query: Annotated[str, Query(max_length=100)] = "") -> Items:
-        """Items whose title or id holds a text, twenty at most."""
-        model: Any = service.models.current()
-        return Items(items=await run_in_threadpool(model.search, query))
-
-    @api.get("/v1/examples", summary="Histories to try", responses=errors.responses(401, 500, 503))
-    async def examples() -> Examples:
-        """Made up from the catalogue by the host alone; no user's data."""
-        model: Any = service.models.current()
-        return Examples(histories=await run_in_threadpool(model.examples))
-
-
 def _add_mlflow(api: FastAPI, service: Service) -> None:
-    names = ["dataframe_split", "dataframe_records", "inputs", "instances", "params", "history", "k", "level", "data"]
-
-    @api.post(
-        INVOCATIONS,
-        summary="MLflow's scoring protocol",
-        response_model=None,
-        responses={
-            200: {"model": scoring.Predictions},
-            **errors.responses(400, 401, 413, 415, 422, 429, 500, 503),
-        },
-        openapi_extra=body_of(scoring.Scoring, scoring.EXAMPLES),
-    )
-    async def invocations(request: Request) -> Response:
-        """What `mlflow models serve` answers for the same model."""
-        seconds = service.seconds(request.headers)
-        body: scoring.Scoring = await read(request, scoring.Scoring, names)
-        replies = await asyncio.gather(*(service.ask(row, seconds) for row in body.requests()))
-        return Response(
-            to_bytes({"predictions": [scoring.prediction(reply.content) for reply in replies]}),
-            media_type="application/json",
-        )
-
     @api.get("/ping", summary="MLflow's probe", response_class=PlainTextResponse, responses=errors.responses(500, 503))
     async def ping() -> Response:
         service.models.current()

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from persona.cloud import EditTables
 from persona.errors import FormatError
+from pipelines.serving import recsys_routes
 from pipelines.serving.errors import Refusal
 from pipelines.serving.recsys_schemas import (
     ASSIGNMENT_EXAMPLES,
@@ -64,7 +66,11 @@ OPERATIONS = (
 class RecommenderTask:
     """Bundles of ``recsys``."""
 
-    operations = OPERATIONS
+    operations, body_bytes = OPERATIONS, 1 << 18
+
+    def extend(self, api: FastAPI, service: Any) -> None:
+        """The catalogue, MLflow's scoring protocol, the page."""
+        recsys_routes.add(api, service)
 
     def load(self, folder: Path, name: str, version: str) -> RecommenderServable:
         """Read the compiled part of a bundle; neither torch nor TorchRec is loaded."""

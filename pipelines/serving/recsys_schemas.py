@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from pipelines.serving.servable import VersionedAnswer
+
 MOST_ITEMS = 1000
 MOST_HISTORIES = 256
 MOST_ANSWERS = 100
@@ -35,39 +37,32 @@ class RecommendationRequest(_Request):
     """A device's recent items, and what is wanted for them."""
 
     history: History
-    k: Count = Field(10, description="How many items.")
-    level: Level = Field("edit", description="How far to personalise.")
+    k: Count = Field(default=10, description="How many items.")
+    level: Level = Field(default="edit", description="How far to personalise.")
     exclude: list[Id] = Field(default=[], max_length=MOST_ITEMS, description="Ids that must not be recommended.")
-    only: list[Id] | None = Field(None, max_length=MOST_ITEMS, description="Recommend none but these.")
-    seen: bool = Field(False, description="Whether items of the history may be recommended again.")
+    only: list[Id] | None = Field(default=None, max_length=MOST_ITEMS, description="Recommend none but these.")
+    seen: bool = Field(default=False, description="Whether items of the history may be recommended again.")
 
 
 class EditRequest(_Request):
     """A device's recent items, and how much of their edit it takes."""
 
     history: History
-    level: EditLevel = Field("basis", description="prototype: one byte; basis: at most 64 bytes; full: every number.")
-    host: str | None = Field(None, max_length=64, description="Digest of the device's host; another one is refused.")
-    bank: str | None = Field(None, max_length=64, description="Version of the device's bank; another one is refused.")
+    level: EditLevel = Field(
+        default="basis", description="prototype: one byte; basis: at most 64 bytes; full: every number."
+    )
+    host: str | None = Field(
+        default=None, max_length=64, description="Digest of the device's host; another one is refused."
+    )
+    bank: str | None = Field(
+        default=None, max_length=64, description="Version of the device's bank; another one is refused."
+    )
 
 
 class AssignmentRequest(_Request):
     """Recent items of many devices."""
 
     histories: list[History] = Field(min_length=1, max_length=MOST_HISTORIES)
-
-
-class ModelVersion(BaseModel):
-    """The registered model that answered."""
-
-    name: str
-    version: str
-
-
-class _Answer(BaseModel):
-    model: ModelVersion
-    host: str = Field(description="Digest of the host.")
-    bank: str = Field(description="Version of the prototype bank, empty without one.")
 
 
 class RankedItem(BaseModel):
@@ -78,7 +73,7 @@ class RankedItem(BaseModel):
     title: str | None
 
 
-class RecommendationAnswer(_Answer):
+class RecommendationAnswer(VersionedAnswer):
     """Ranked items, and what made them."""
 
     items: list[RankedItem] = Field(description="Best first.")
@@ -91,7 +86,7 @@ class RecommendationAnswer(_Answer):
     unread: int = Field(description="Known items of the history that are older than the model reads.")
 
 
-class EditAnswer(_Answer):
+class EditAnswer(VersionedAnswer):
     """What a device applies."""
 
     level: Literal["host", "prototype", "basis", "full"] = Field(description="What was made; host: nothing to apply.")
@@ -115,7 +110,7 @@ class Assignment(BaseModel):
     known: int = Field(description="Items of the history that the catalogue has.")
 
 
-class AssignmentAnswer(_Answer):
+class AssignmentAnswer(VersionedAnswer):
     """Where the devices belong, in their order."""
 
     assignments: list[Assignment]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.serving.recsys_schemas import Count, History, Level, RecommendationRequest, Whole
 
+INVOCATIONS = "/invocations"
 MOST_ROWS = 256
 
 

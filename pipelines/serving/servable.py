@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel
+from fastapi import FastAPI
+from pydantic import BaseModel, Field
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,21 @@ class Versions:
     def as_dict(self) -> dict[str, Any]:
         """As answers carry it."""
         return {"model": {"name": self.name, "version": self.version}, "host": self.host, "bank": self.bank}
+
+
+class ModelVersion(BaseModel):
+    """The registered model that answered."""
+
+    name: str
+    version: str
+
+
+class VersionedAnswer(BaseModel):
+    """What every answer says of its making."""
+
+    model: ModelVersion
+    host: str = Field(description="Digest of the host.")
+    bank: str = Field(description="Version of the prototype bank, empty without one.")
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,16 @@ class Servable(Protocol):
 class Task(Protocol):
     """A kind of bundles: what can be asked of them, and how they are loaded."""
 
-    operations: Sequence[Operation]
+    @property
+    def operations(self) -> Sequence[Operation]:
+        """What can be asked for."""
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest body that makes sense."""
+
+    def extend(self, api: FastAPI, service: Any) -> None:
+        """Add routes of this task alone."""
 
     def load(self, folder: Path, name: str, version: str) -> Servable:
         """Read a bundle.

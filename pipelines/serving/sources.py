@@ -70,6 +70,7 @@ class RegistrySource:
             self.name, _, self.number = rest.partition("/")
         self._client: MlflowClient | None = None
         self._files: tempfile.TemporaryDirectory[str] | None = None
+        self._fetched = ("", Path())
         if not self.name or not (self.alias or self.number.isdecimal()):
             raise ConfigError(f"{uri!r} names no version of a model: give models:/NAME@ALIAS or models:/NAME/NUMBER")
 
@@ -90,9 +91,12 @@ class RegistrySource:
         from pipelines.registry import download
 
         self._store()
+        if self._fetched[0] == version:
+            return self._fetched[1]
         # What is loaded is held in memory, so the files of the version before are of no more use.
         self._files = tempfile.TemporaryDirectory(prefix="persona-")
-        return download(f"{SCHEME}{self.name}/{version}", Path(self._files.name))
+        self._fetched = version, download(f"{SCHEME}{self.name}/{version}", Path(self._files.name))
+        return self._fetched[1]
 
     def _store(self) -> MlflowClient:
         """A client of the store in use, which is opened once."""

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,12 +39,23 @@ def recommender(kind, *, editor=True, bank=True):
     return Recommender(plain.model, IDS, bank=fit_bank(made, plain.codes(contexts), 3).bank)
 
 
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """The bundle of a kind of host, compiled once."""
+
+    @cache
+    def compiled_once(kind):
+        folder = tmp_path_factory.mktemp("bundle") / "bundle"
+        recommender(kind).compile().save(folder)
+        return folder
+
+    return compiled_once
+
+
 @pytest.fixture(scope="module", params=["gru4rec", "sasrec", "din"])
-def pair(request, tmp_path_factory):
+def pair(request, folder_of):
     """The same bundle, eager and compiled, the latter after a way through its folder."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    recommender(request.param).compile().save(folder)
-    return recommender(request.param), folder
+    return recommender(request.param), folder_of(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +64,8 @@ def compiled(pair):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    recommender("gru4rec").compile().save(folder)
-    return folder
+def saved(folder_of):
+    return folder_of("gru4rec")
 
 
 @pytest.fixture

@@ -1,0 +1,213 @@
+"""The classifier as a service answers with it: classes of images, edits for devices. Needs torch, unlike the recommender."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from persona.errors import FormatError
+from pipelines.serving.errors import Refusal
+from pipelines.serving.servable import Operation, Reply, VersionedAnswer, Versions
+
+if TYPE_CHECKING:  # torch takes seconds, and only services of classifiers need it
+    from vision.classifier import Classifier
+
+MOST_IMAGES = 64
+Level = Literal["host", "prototype", "basis", "edit"]
+Image = Annotated[str, Field(max_length=1 << 20, description="A PNG, JPEG or other image file, in base64.")]
+
+
+class _Images(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: list[Image] = Field(min_length=1, max_length=MOST_IMAGES, description="Of one device, oldest first.")
+
+
+class ClassificationRequest(_Images):
+    """A device's recent images."""
+
+    level: Level = Field(default="edit", description="How far to personalise.")
+
+
+class DeviceEditRequest(_Images):
+    """A device's recent images, and how much of their edit it takes."""
+
+    level: Literal["prototype", "basis", "full"] = Field(default="basis")
+    host: str | None = Field(default=None, max_length=64, description="Digest of the device's host.")
+
+
+class ClassificationAnswer(VersionedAnswer):
+    """Classes, and what made them."""
+
+    classes: list[str] = Field(description="The likeliest class of each image.")
+    names: list[str] = Field(description="All classes, in the order of the probabilities.")
+    probabilities: list[list[float]]
+    level: Level
+    fallback: str = Field(description="Why a lower level answered than was asked for, empty if none did.")
+    prototype: int | None
+    edit_norm: float
+
+
+class DeviceEditAnswer(VersionedAnswer):
+    """What a device applies."""
+
+    level: Literal["host", "prototype", "basis", "full"]
+    fallback: str
+    prototype: int | None
+    message: str = Field(description="In base64: what `persona.device` reads.")
+    bytes: int = Field(description="Length of the message.")
+
+
+class ClassifierTask:
+    """Bundles of ``vision``."""
+
+    body_bytes = 1 << 24
+    operations = (
+        Operation(
+            "/v1/classifications",
+            ClassificationRequest,
+            ClassificationAnswer,
+            "Classify images",
+            "Images of one device in, their classes out, under the edit that they ask for together.",
+        ),
+        Operation(
+            "/v1/edits",
+            DeviceEditRequest,
+            DeviceEditAnswer,
+            "Make an edit for a device",
+            "Images in, edit out: as JSON, or with `Accept: application/octet-stream` as the message alone.",
+            binary=True,
+            conflicts=True,
+        ),
+    )
+
+    def extend(self, api: FastAPI, service: Any) -> None:
+        """Nothing of its own."""
+
+    def load(self, folder: Path, name: str, version: str) -> ClassifierServable:
+        """Read a bundle."""
+        from persona import runtime
+        from vision.classifier import Classifier
+
+        runtime.configure()
+        return ClassifierServable(Classifier.load(folder), name, version)
+
+
+class ClassifierServable:
+    """One version of the classifier; a device's images are a batch already, so requests are answered one by one."""
+
+    rows = 1
+
+    def __init__(self, classifier: Classifier, name: str, version: str) -> None:
+        self.classifier = classifier
+        bank = "" if classifier.bank is None else classifier.bank.version
+        self.versions = Versions(name, version, classifier.host_digest, bank)
+
+    def answer(self, requests: Sequence[BaseModel]) -> list[Reply | Exception]:
+        """Every request by itself."""
+        import torch
+
+        with torch.inference_mode():
+            return [self._one(request) for request in requests]
+
+    def check(self) -> None:
+        """Classify a grey image.
+
+        Raises:
+            FormatError: the answer is not finite.
+        """
+        channels, height, width = self.classifier.image_shape
+        answer = self.classifier.classify(np.full((1, height, width, channels), 128, dtype=np.uint8))
+        if not np.isfinite(answer.probabilities).all():
+            raise FormatError("the probabilities of this bundle are not finite: release it again")
+
+    def prototypes(self) -> dict[str, Any] | None:
+        """Members, norms and lineage of the bank."""
+        import torch
+
+        bank = self.classifier.bank
+        if bank is None:
+            return None
+        norms = bank.prototype(torch.arange(len(bank))).norm().tolist()
+        rows = zip(bank.members.tolist(), norms, bank.origin.tolist(), strict=True)
+        return self.versions.as_dict() | {
+            "version": bank.version,
+            "parent": bank.parent,
+            "editor": bank.editor,
+            "prototypes": [
+                {"index": i, "members": members, "norm": norm, "origin": origin if origin >= 0 else None}
+                for i, (members, norm, origin) in enumerate(rows)
+            ],
+            "directions": bank.basis.energy.tolist(),
+            "metadata": dict(bank.metadata),
+        }
+
+    def _one(self, request: BaseModel) -> Reply | Exception:
+        try:
+            if isinstance(request, ClassificationRequest):
+                return self._classify(request)
+            assert isinstance(request, DeviceEditRequest)
+            return self._edit(request)
+        except Refusal as refusal:
+            return refusal
+
+    def _classify(self, request: ClassificationRequest) -> Reply:
+        found = self.classifier.classify(self._pixels(request.images), level=request.level)
+        return Reply(
+            {
+                "classes": found.classes,
+                "names": self.classifier.class_names,
+                "probabilities": found.probabilities,
+                "level": found.level,
+                "fallback": found.fallback,
+                "prototype": found.prototype,
+                "edit_norm": found.edit_norm,
+                **self.versions.as_dict(),
+            }
+        )
+
+    def _edit(self, request: DeviceEditRequest) -> Reply:
+        from vision.classifier import NO_BANK, NO_EDITOR, NOT_FINITE
+
+        if request.host is not None and request.host != self.versions.host:
+            own = self.versions.host[:12]
+            raise Refusal(409, "other_version", f"the device holds another host than {own}: update the device")
+        server = self.classifier.server
+        if server is None:
+            return self._made("host", NO_EDITOR if self.classifier.model.editor is None else NO_BANK, None, b"")
+        codes = self.classifier.codes(self._pixels(request.images)[-self.classifier.context_images :])
+        for level in dict.fromkeys((request.level, "prototype")):
+            if bool(codes.isfinite().all()) and bool(server.edit(codes, level).is_finite().all()):
+                reason = "" if level == request.level else NOT_FINITE
+                return self._made(level, reason, int(server.assign(codes)[0]), server.messages(codes, level)[0])
+        return self._made("host", NOT_FINITE, None, b"")
+
+    def _made(self, level: str, fallback: str, prototype: int | None, message: bytes) -> Reply:
+        content = {"level": level, "fallback": fallback, "prototype": prototype, "bytes": len(message)}
+        encoded = {"message": base64.b64encode(message).decode()}
+        return Reply(content | encoded | self.versions.as_dict(), message)
+
+    def _pixels(self, images: Sequence[str]) -> NDArray[np.uint8]:
+        """Pixels (n, H, W, C) of image files in base64, stretched to the host's size.
+
+        Raises:
+            Refusal: one of them is no image.
+        """
+        from vision.sources.decode import UnreadableImage, decode
+
+        channels, height, width = self.classifier.image_shape
+        pixels = []
+        for i, image in enumerate(images):
+            try:
+                pixels.append(decode(base64.b64decode(image, validate=True), (height, width, channels)))
+            except (binascii.Error, ValueError, UnreadableImage):
+                raise Refusal(422, "invalid", f"images.{i}: no image file in base64 that can be read") from None
+        return np.stack(pixels)

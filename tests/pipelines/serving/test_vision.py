@@ -1,0 +1,111 @@
+"""Classifiers behind the same service."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+
+from persona.errors import FormatError
+from persona.prototypes import fit_bank, receive
+from pipelines.serving.app import Service
+from pipelines.serving.config import ServingConfig
+from pipelines.serving.recsys import RecommenderTask
+from pipelines.serving.sources import FolderSource
+from pipelines.serving.tasks import task_of
+from pipelines.serving.vision import ClassifierTask
+from tests.pipelines.serving.toy import write_bundle
+from tests.vision.common import toy_images
+from vision.baselines import Problem
+from vision.classifier import Classifier
+from vision.config import VisionConfig
+from vision.prototypes import window_codes
+
+DATA = toy_images(devices=8, per_device=6, classes=3, size=16)
+SHOWN = DATA.pixels[:3]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    settings = {"host": "compact", "epochs": 1, "context_images": 3, "step": 3, "width": 4, "rank": 2}
+    problem = Problem(DATA, VisionConfig.from_dict(settings | {"validation_share": 0.2}))
+    host = problem.base_host()
+    model = problem.personalise(host)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.editor.heads.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.editor.host = host.digest()
+    codes, _ = window_codes(model, problem.evaluation(problem.split.adapt))
+    bank = fit_bank(model.editor, codes, 2).bank
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    Classifier(model, DATA.class_names, DATA.image_shape, {"settings": problem.config.as_dict()}, bank).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+    source = FolderSource(folder)
+    service = Service(task_of(source), source, ServingConfig(deadline_ms=60_000))
+    with TestClient(service.app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def encoded(pixels):
+    files = []
+    for one in pixels:
+        file = io.BytesIO()
+        Image.fromarray(one.squeeze()).save(file, "PNG")
+        files.append(base64.b64encode(file.getvalue()).decode())
+    return files
+
+
+@pytest.mark.parametrize("level", ["host", "prototype", "basis", "edit"])
+def test_classes_are_those_of_the_bundle(client, folder, level):
+    answer = client.post("/v1/classifications", json={"images": encoded(SHOWN), "level": level}).json()
+    wanted = Classifier.load(folder).classify(SHOWN, level=level)
+    assert (answer["classes"], answer["level"], answer["fallback"]) == (wanted.classes, level, "")
+    assert np.array(answer["probabilities"]) == pytest.approx(np.array(wanted.probabilities), abs=1e-5)
+    assert answer["names"] == list(DATA.class_names)
+    assert answer["bank"] == wanted.bank
+
+
+@pytest.mark.parametrize("level", ["prototype", "basis", "full"])
+def test_devices_read_its_edits(client, folder, level):
+    classifier = Classifier.load(folder)
+    body = {"images": encoded(SHOWN), "level": level, "host": classifier.host_digest}
+    answer = client.post("/v1/edits", json=body).json()
+    message = base64.b64decode(answer["message"])
+    assert (answer["level"], answer["bytes"]) == (level, len(message))
+    mine = receive(classifier.bank, message, level)
+    with torch.inference_mode():
+        wanted = classifier.server.edit(classifier.codes(SHOWN), level).flat()
+        assert torch.allclose(mine.flat(), wanted, atol=1e-4)
+    plain = client.post("/v1/edits", json=body, headers={"accept": "application/octet-stream"})
+    assert plain.content == message
+
+
+@pytest.mark.parametrize("image", ["", "nonsense", base64.b64encode(b"no image").decode(), "%%%"])
+def test_what_is_no_image_is_refused(client, image):
+    answer = client.post("/v1/classifications", json={"images": [*encoded(SHOWN[:1]), image]})
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("images.1:")
+
+
+def test_probes_and_prototypes(client):
+    assert client.get("/readyz").status_code == 200
+    bank = client.get("/v1/prototypes").json()
+    assert len(bank["prototypes"]) == 2
+    assert client.post("/v1/edits", json={"images": encoded(SHOWN), "host": "cd" * 32}).status_code == 409
+    assert client.get("/v1/items").status_code == 404
+
+
+def test_the_bundle_says_which_task_it_is(folder, tmp_path):
+    assert isinstance(task_of(FolderSource(folder)), ClassifierTask)
+    assert isinstance(task_of(FolderSource(write_bundle(tmp_path / "bundle"))), RecommenderTask)
+    (tmp_path / "bundle" / "bundle.json").write_text('{"format": "persona-recsys-bundel"}')
+    with pytest.raises(FormatError, match="did you mean 'persona-recsys-bundle'"):
+        task_of(FolderSource(tmp_path / "bundle"))
