@@ -50,8 +50,8 @@ def prototype_map(server: Server, codes: Tensor, seed: int = 0) -> Figure:
     for j, (x, y) in enumerate(rings):
         axes.annotate(str(j), (x, y), fontsize=10, fontweight="bold", ha="center", va="center")
     axes.set(
-        xlabel=f"first principal direction of edits ({float(share[0]):.0%} of their variance)",
-        ylabel=f"second ({float(share[1]):.0%})",
+        xlabel=f"first principal direction of edits ({float(share[0]):.1%} of their variance)",
+        ylabel=f"second ({float(share[1]):.1%})",
         title=f"{len(flat):,} contexts by nearest prototype",
     )
     axes.legend(title="prototype: share", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)

@@ -181,7 +181,9 @@ def refine(
             _server(child),
             _refined_text(refinement, found, changes, served),
             bank_metrics(refinement.bank, refinement) | summary | as_metrics(changes),
-            refinement_tags(refinement.bank, refinement) | {"data_digest": found.data.digest, "served": str(served)},
+            refinement_tags(refinement.bank, refinement)
+            | {"data_digest": found.data.digest, "served": str(served)}
+            | _as_tags(changes),
             sample_edits(_server(child), codes, names),
             {
                 "prototype_map": bank_figures.prototype_map(_server(child), codes),
@@ -237,7 +239,7 @@ def _register_fitted(
             _server(recommender),
             _fitted_text(bank, fitted, changes, protocol),
             bank_metrics(bank) | summary | as_metrics(changes),
-            {"data_digest": problem.data.digest, "chosen": report["chosen"], "served": "True"},
+            {"data_digest": problem.data.digest, "chosen": report["chosen"], "served": "True"} | _as_tags(changes),
             sample_edits(_server(recommender), fitted.codes, fitted.users),
             {"prototype_map": bank_figures.prototype_map(_server(recommender), fitted.codes)},
         )
@@ -307,6 +309,11 @@ def _measured(name: str, found: Evaluated) -> Measured:
 
 def _behind(changes: Mapping[str, SeedsInterval], name: str) -> bool:
     return name in changes and changes[name].interval.high < 0
+
+
+def _as_tags(changes: Mapping[str, SeedsInterval]) -> dict[str, str]:
+    """Differences with their intervals, as text."""
+    return {name: str(change.interval) for name, change in changes.items()}
 
 
 def _server(recommender: Recommender) -> Server:

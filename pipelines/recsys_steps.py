@@ -17,12 +17,12 @@ from typing import Any
 
 from persona.comparison import Measured, Row, compare
 from persona.errors import ConfigError, DataError, nearest
-from persona.prototypes import PrototypeBank, editor_digest
 from persona.storage import read_json, write_json
 from persona.training import FitResult
 from pipelines import cells, figures, recsys_snapshots, registry, snapshots, tracking
 from pipelines.workspace import Workspace
 from recsys import catalogue
+from recsys.bank import served_bank
 from recsys.baselines import METHODS, Problem, Trained, measure, train_method
 from recsys.config import RecsysConfig
 from recsys.log import read_log
@@ -233,17 +233,8 @@ def _pack(
     assert isinstance(trained.scorer, Personalised)
     info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": data.digest, "parent": None}
     titles = None if data.titles is None else data.titles.to_list()
-    return Recommender(trained.scorer, data.item_ids.to_list(), titles, info, head_of(work, trained.scorer))
-
-
-def head_of(work: Workspace, model: Personalised) -> PrototypeBank | None:
-    """The bank at the head of the lineage of a model's host, if it was made with the model's editor."""
-    if model.editor is None:
-        return None
-    model.editor.host = model.host.digest()
-    lineage = work.lineage(model.editor.host)
-    bank = lineage.load() if lineage.head else None
-    return bank if bank is not None and bank.editor == editor_digest(model.editor) else None
+    bank = served_bank(work.lineage(trained.scorer.host.digest()), trained.scorer)
+    return Recommender(trained.scorer, data.item_ids.to_list(), titles, info, bank)
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ def test_every_version_is_registered_with_what_people_compare(story, client, tmp
     assert newest.tags["bank_version"] == story["refine"]["version"]
     assert newest.tags["parent_version"] == str(len(story["prototypes"]))
     assert "no labels, no gradients" in newest.description
+    assert newest.tags["window/uauc_vs_parent"].endswith("]"), "with its interval"
     folder = mlflow.artifacts.download_artifacts(f"models:/{MODEL}@candidate", dst_path=str(tmp_path))
     assert load_bank(os.path.join(folder, "bank")).version == story["refine"]["version"]
     run = client.get_run(newest.run_id)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from persona.errors import ConfigError
-from persona.prototypes import Server
+from persona.prototypes import Lineage, Server
 from persona.prototypes.trainable import TrainablePrototype
 from persona.prototypes.user_statistics import MAX_USER
 from recsys import bank as module
@@ -134,6 +134,15 @@ def test_levels_are_what_devices_apply(model, fitted):
     nearest = Server(model.editor, fitted.bank).assign(module.codes_of(model, context))
     applied = at_level(model, fitted.bank, "prototype").edit(context)
     assert torch.equal(applied.flat(), fitted.bank.prototype(nearest).flat())
+
+
+def test_a_lineage_serves_the_bank_of_this_very_editor(fitted, model, tmp_path):
+    lineage = Lineage(tmp_path, fitted.partition.bank.host)
+    assert module.served_bank(lineage, model) is None
+    lineage.save(fitted.partition.bank)
+    assert module.served_bank(lineage, model).version == fitted.partition.bank.version
+    assert module.served_bank(lineage, personalised()) is None, "another editor of the same host"
+    assert module.served_bank(lineage, personalised(editor=False)) is None
 
 
 @pytest.mark.parametrize(("setting", "value"), [("k", -1), ("max_k", 0), ("tolerance", -0.1)])
