@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from persona.cloud import TRUST
 from persona.device.arrays import Floats, arrays_from_bytes, read_file
 from persona.device.bank import DeviceBank
-from persona.device.changes import TRUST, Layer, Region
+from persona.device.changes import Layer, Region
 from persona.device.policy import RequestPolicy
 from persona.errors import DataError, FormatError, MismatchError
 from persona.storage import read_json
@@ -143,7 +144,7 @@ class DeviceBundle:
 
 
 def region_of(bound: Mapping[str, Any], layers: tuple[Layer, ...]) -> Region:
-    """Where edits of a host may lie.
+    """Where edits of a host may lie: what the service trusts, too (``persona.cloud``).
 
     Args:
         bound: ``kind``, ``tau``, and ``scales``, the unit of tau of each layer (its root-mean-square weight).

@@ -18,8 +18,6 @@ from persona.device.arrays import Arrays, Floats, arrays_from_bytes
 from persona.errors import FormatError, MismatchError
 
 FORMAT, FORMAT_VERSION = "edit", 1
-# The norm of an edit may be this many times what its bound allows all weights together: biases have no bound of their own.
-TRUST = 2.0
 _TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
 
 
