@@ -91,26 +91,22 @@ def _show(result: Mapping[str, Any], metric: str, out: console.Output) -> None:
 def _show_refinement(result: Mapping[str, Any], metrics: tuple[str, ...], out: console.Output) -> None:
     rows = []
     for name, policy in result["policies"].items():
-        for metric in metrics if "won_back" in policy else ():
-            won = policy["won_back"][metric]
-            share = None if won is None else won["share"]
-            rows.append(
-                [
-                    name,
-                    metric,
-                    _interval(policy["against_parents"][metric]),
-                    _interval(None if won is None else won["refined"]),
-                    "-" if share is None else f"{share:.0%}",
-                ]
-            )
-    columns = [
-        "policy",
-        "metric",
-        "new versions against their parents",
-        "after the shift, against the release",
-        "won back",
-    ]
-    out.table("Refinement", columns, rows)
+        for metric in metrics if policy.get("won_back") else ():
+            won = policy["won_back"][metric] or {}
+            parents, after = _interval(policy["against_parents"][metric]), _interval(won.get("after"))
+            shares = [_percent(won.get("of_gap")), _percent(won.get("share"))]
+            rows.append([name, metric, parents, after, _interval(won.get("refined")), *shares])
+        energy = policy.get("covered")
+        if energy:
+            missed = [f"{energy[part]:.2%}" for part in ("after", "refined")]
+            of_gap = 1 - energy["refined"] / energy["after"] if energy["after"] else None
+            rows.append([name, "edit energy missed", "-", *missed, _percent(of_gap), _percent(energy["share"])])
+    columns = ["policy", "metric", "new versions against their parents", "release: gap to fresh edits", "refined"]
+    out.table("Refinement, in the windows after the shift", [*columns, "of that gap", "of what the shift added"], rows)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _interval(value: Mapping[str, float] | None) -> str:

@@ -44,12 +44,14 @@ class WonBack:
         after: the same from the shift on.
         refined: refined minus released prototypes in the windows after that of the shift, the first that can differ by it.
         share: refined / (after - before); None where the shift cost the prototypes nothing.
+        of_gap: refined / after, what is won back of all that drift and shift cost; None where that is nothing.
     """
 
     before: Interval
     after: Interval
     refined: Interval
     share: float | None
+    of_gap: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -66,7 +68,8 @@ def won_back(replay: Replay, policy: str, metric: str) -> WonBack | None:
     after = replay.difference("edits", "prototypes", metric, later)
     refined = replay.difference(policy, "prototypes", metric, later)
     cost = after.mean - before.mean
-    return WonBack(before, after, refined, refined.mean / cost if cost > 0 else None)
+    share = refined.mean / cost if cost > 0 else None
+    return WonBack(before, after, refined, share, refined.mean / after.mean if after.mean > 0 else None)
 
 
 @dataclass(frozen=True)

@@ -251,8 +251,11 @@ def test_refinement_wins_back_a_share_of_what_the_shift_cost_the_release():
     assert won.after.mean == pytest.approx(0.05)
     assert won.refined.mean == pytest.approx(0.03)
     assert won.share == pytest.approx(0.75)
-    harmless = stream(edits=[0.8] * 4, prototypes=[0.7] * 4, refined=[0.7] * 4)
-    assert won_back(harmless, "refined", "uauc").share is None
+    assert won.of_gap == pytest.approx(0.6)
+    harmless = won_back(stream(edits=[0.8] * 4, prototypes=[0.7] * 4, refined=[0.7] * 4), "refined", "uauc")
+    assert (harmless.share, harmless.of_gap) == (None, pytest.approx(0.0))
+    ahead = won_back(stream(edits=[0.8] * 4, prototypes=[0.9] * 4, refined=[0.9] * 4), "refined", "uauc")
+    assert (ahead.share, ahead.of_gap) == (None, None)
 
 
 def test_the_energy_won_back_needs_no_labels():
