@@ -61,7 +61,7 @@ def test_the_project_has_an_entry_point_for_every_step():
     assert named["refine"] == "recsys refine"
     for step in steps - {"run"}:
         assert named[f"recsys-{step}"] == f"recsys {step}"
-    for other in ("compare", "lineage", "promote", "rollback", "serve"):
+    for other in ("compare", "export", "lineage", "promote", "rollback", "serve"):
         assert named[other] == other
 
 
