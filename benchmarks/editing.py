@@ -27,7 +27,7 @@ runtime.configure()
 
 import torch  # noqa: E402
 
-from benchmarks.bundles import make_recommender  # noqa: E402
+from benchmarks._bundles import make_recommender  # noqa: E402
 from recsys import losses  # noqa: E402
 from recsys.batches import Batch, Context  # noqa: E402
 from recsys.graphs import CompiledModel  # noqa: E402

@@ -159,7 +159,7 @@ def rival(folder: Path) -> Iterator[Server]:
 def bundle(root: Path, items: int, seed: int = 0) -> Path:
     """A bundle of this size, made by another process, so that this one stays small."""
     folder = root / f"bundle-{items}-{seed}"
-    command = [sys.executable, "-m", "benchmarks.bundles", str(folder), "--items", str(items), "--seed", str(seed)]
+    command = [sys.executable, "-m", "benchmarks._bundles", str(folder), "--items", str(items), "--seed", str(seed)]
     subprocess.run(command, check=True)
     return folder
 

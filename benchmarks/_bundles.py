@@ -1,6 +1,6 @@
 """A recommender bundle with drawn weights, for benchmarks whose numbers training does not change.
 
-python -m benchmarks.bundles FOLDER [--host sasrec] [--items 3700] [--seed 0]
+python -m benchmarks._bundles FOLDER [--host sasrec] [--items 3700] [--seed 0]
 """
 
 from __future__ import annotations
