@@ -130,7 +130,9 @@ def show_refined(refined: Banked, out: console.Output) -> None:
         key = f"window/{metric}_vs_parent"
         if key in refined.metrics:
             low, high = refined.metrics[f"{key}_low"], refined.metrics[f"{key}_high"]
-            out.say(f"{name} on these events against its parent: {refined.metrics[key]:+.4f} [{low:+.4f}, {high:+.4f}]")
+            out.say(
+                f"{name} on these events against its parent: {refined.metrics[key]:+z.4f} [{low:+z.4f}, {high:+z.4f}]"
+            )
     out.say(
         f"Version {refined.version[:12]} of {refined.parent[:12]}: {refined.k} prototypes, {report['moved_users']:,} users "
         f"changed prototype; {refined.registered.uri}, alias 'candidate'"

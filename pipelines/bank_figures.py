@@ -107,8 +107,14 @@ def movement(norms: Tensor, layers: Sequence[str]) -> Figure:
     return figure
 
 
-def assignment_flow(flow: Tensor, unit: str = "user") -> Figure:
-    """(K, K') units by prototype before and after: bands from left to right, as wide as the units are many."""
+def assignment_flow(flow: Tensor, origin: Sequence[int], unit: str = "user") -> Figure:
+    """Units by prototype before and after: bands from left to right, as wide as the units are many.
+
+    Args:
+        flow: (K, K') counts.
+        origin: (K',) the prototype before that each one after comes from; the first that names one continues it.
+        unit: what is counted.
+    """
     from matplotlib.figure import Figure
 
     counts = flow.double().numpy()
@@ -117,12 +123,15 @@ def assignment_flow(flow: Tensor, unit: str = "user") -> Figure:
     axes = figure.subplots()
     gap = 0.02
     colours = _colours(max(counts.shape))
+    continued = {before: after for after, before in reversed(list(enumerate(origin)))}
     left, right = (_starts(counts.sum(axis) / total, gap) for axis in (1, 0))
     from_left, from_right = left.copy(), right.copy()
     for i, j in np.ndindex(*counts.shape):
         share = counts[i, j] / total
         if share > 0:
-            _band(axes, float(from_left[i]), float(from_right[j]), float(share), colours[i], moved=i != j)
+            _band(
+                axes, float(from_left[i]), float(from_right[j]), float(share), colours[i], moved=continued.get(i) != j
+            )
             from_left[i] += share
             from_right[j] += share
     for x, starts, sums, side in ((0.0, left, counts.sum(1), "right"), (1.0, right, counts.sum(0), "left")):
@@ -130,9 +139,10 @@ def assignment_flow(flow: Tensor, unit: str = "user") -> Figure:
             axes.plot([x, x], [start, start + count / total], color=colours[j], linewidth=8, solid_capstyle="butt")
             place = (x - 0.03 if side == "right" else x + 0.03, start + count / total / 2)
             axes.annotate(f"{j}  ({count:,.0f})", place, ha=side, va="center", fontsize=9)
-    moved = total - sum(counts[j, j] for j in range(min(counts.shape)))
+    moved = counts.sum() - sum(counts[i, j] for i, j in continued.items())
     axes.set(
-        xlim=(-0.25, 1.25), title=f"{unit.capitalize()}s by nearest prototype: {moved:,.0f} of {total:,.0f} changed"
+        xlim=(-0.25, 1.25),
+        title=f"{unit.capitalize()}s by nearest prototype: {moved:,.0f} of {counts.sum():,.0f} changed",
     )
     axes.set_xticks([0, 1], ["before", "after"])
     axes.invert_yaxis()

@@ -188,7 +188,7 @@ def refine(
             {
                 "prototype_map": bank_figures.prototype_map(_server(child), codes),
                 "movement": bank_figures.movement(refinement.movement, _layers(bank)),
-                "assignment_flow": bank_figures.assignment_flow(refinement.flow),
+                "assignment_flow": bank_figures.assignment_flow(refinement.flow, refinement.bank.origin.tolist()),
             },
         )
         tracking.log_metrics_batch(version.metrics)

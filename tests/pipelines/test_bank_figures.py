@@ -55,8 +55,10 @@ def test_movement_shows_its_numbers():
 
 
 def test_the_flow_counts_who_moved():
-    figure = bank_figures.assignment_flow(torch.tensor([[5, 2, 1], [0, 10, 0]]))
+    figure = bank_figures.assignment_flow(torch.tensor([[5, 2, 1], [0, 10, 0]]), [0, 1, 1])
     assert "3 of 18 changed" in figure.axes[0].get_title()
+    retired = bank_figures.assignment_flow(torch.tensor([[0], [10]]), [1])
+    assert "0 of 10 changed" in retired.axes[0].get_title(), "the second continues as the first"
     assert "0  (8)" in texts(figure)
     assert "2  (1)" in texts(figure)
     assert drawn(figure)
