@@ -71,7 +71,7 @@ class Server:
 
     def __init__(self, command: list[str], port: int, probe: str) -> None:
         self.url, start = f"http://127.0.0.1:{port}", time.monotonic()
-        self.process = subprocess.Popen(command, start_new_session=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         while not self._answers(probe):
             if self.process.poll() is not None or time.monotonic() - start > START_SECONDS:
                 raise SystemExit(f"{' '.join(command)} did not start")

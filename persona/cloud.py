@@ -190,10 +190,7 @@ class EditTables:
         """
         with np.errstate(all="ignore"):  # codes that are not finite are refused below, not warned of
             prototypes, distances = self.assign(codes) if self._has_bank else (None, None)
-            edits = np.zeros((len(codes), self.size), dtype=np.float32)
-            for level in set(levels) - {"host"}:
-                rows = [i for i, wanted in enumerate(levels) if wanted == level]
-                edits[rows] = self._edits(level, rows, codes, unbounded, prototypes)
+            edits = self._wanted(levels, codes, unbounded, prototypes)
             reasons, norms = self._refused(edits, codes)
             reasons = ["" if level == "host" else reason for level, reason in zip(levels, reasons, strict=True)]
             used, failed = list(levels), [i for i, reason in enumerate(reasons) if reason]
@@ -235,8 +232,19 @@ class EditTables:
     def _prefix(self) -> bytes:
         return bytes.fromhex(self.bank[:16])
 
+    def _wanted(self, levels: Sequence[str], codes: Floats, unbounded: Floats, prototypes: Indices | None) -> Floats:
+        """The bounded edits of all rows, each at its own level, whether they can be trusted or not."""
+        distinct = set(levels)
+        if len(distinct) == 1 and "host" not in distinct:  # the common case, without copies of rows
+            return self._edits(levels[0], slice(None), codes, unbounded, prototypes)
+        edits = np.zeros((len(codes), self.size), dtype=np.float32)
+        for level in distinct - {"host"}:
+            rows = [i for i, wanted in enumerate(levels) if wanted == level]
+            edits[rows] = self._edits(level, rows, codes, unbounded, prototypes)
+        return edits
+
     def _edits(
-        self, level: str, rows: list[int], codes: Floats, unbounded: Floats, prototypes: Indices | None
+        self, level: str, rows: list[int] | slice, codes: Floats, unbounded: Floats, prototypes: Indices | None
     ) -> Floats:
         """The bounded edits of some rows at one level above ``host``."""
         if level == "edit" or prototypes is None:
