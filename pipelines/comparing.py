@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 ITEMS_SHOWN = 10
 EXAMPLES_SHOWN = 5
 SETTINGS_SHOWN = 40
+# Of fewer units a bootstrap interval says too little to decide on.
+FEWEST = 10
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _gain(both: pl.DataFrame, metric: str, group: str) -> Gain:
     mean = float(values.mean()) if len(values) else 0.0
     interval = bootstrap_mean(values) if len(values) > 1 else Interval(mean, mean, mean)
     better = UNDECIDED
-    if len(values) > 1 and interval.excludes_zero:
+    if len(values) >= FEWEST and interval.excludes_zero:
         better = "B" if interval.low > 0 else "A"
     mean_a, mean_b = (float(both[name].mean() or 0.0) for name in (f"{metric}{OTHER}", metric))  # type: ignore[arg-type]
     return Gain(metric, group, len(values), mean_a, mean_b, interval, better)
@@ -209,8 +211,8 @@ def _causes(both: pl.DataFrame, names: Sequence[str]) -> list[Gain]:
     if known.is_empty():
         return []
     moved = pl.col(PROTOTYPE) != pl.col(f"{PROTOTYPE}{OTHER}")
-    groups = {"changed prototype": known.filter(moved), "kept prototype": known.filter(~moved)}
-    groups |= {f"prototype {j}": known.filter(pl.col(PROTOTYPE) == j) for j in sorted(known[PROTOTYPE].unique())}
+    groups = {"changed prototype": known.filter(moved), "kept their prototype": known.filter(~moved)}
+    groups |= {f"are at prototype {j}": known.filter(pl.col(PROTOTYPE) == j) for j in sorted(known[PROTOTYPE].unique())}
     return [_gain(own, metric, group) for metric in names for group, own in groups.items() if len(own)]
 
 

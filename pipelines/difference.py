@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -128,26 +129,42 @@ def verdict(found: Difference, kind: str) -> list[str]:
     """Which version is better, for whom and why, in sentences that stand on the intervals."""
     if not found.overall:
         return ["The two cannot be judged unit by unit; see the remarks."]
-    sentences = []
-    for better, label in (("B", found.b), ("A", found.a)):
-        won = [gain for gain in found.overall if gain.better == better]
-        if won:
-            sentences.append(f"{label} is better: " + "; ".join(f"{gain.metric} {_by(gain)}" for gain in won) + ".")
-    if not sentences:
-        sentences.append(
-            f"Neither is better beyond doubt over all {found.overall[0].units:,} {kind}s: every interval holds zero."
-        )
-    for label, gains in (("By segment", found.segments), ("By what happened to them", found.causes)):
-        decided = [gain for gain in gains if gain.better != UNDECIDED]
-        if decided:
-            shown = "; ".join(
-                f"{gain.group}: {found.b if gain.better == 'B' else found.a} by {gain.metric} {_by(gain)}"
-                for gain in decided
-            )
-            sentences.append(f"{label}: {shown}.")
+    a, b = _names(found.a, found.b)
+    count = f"{found.overall[0].units:,} {kind}s"
+    won = _won(found.overall, a, b)
+    sentences = [
+        f"Over all {count}: {won}."
+        if won
+        else f"Neither is better beyond doubt over all {count}: every interval holds zero."
+    ]
+    for gains, told in ((found.segments, "{group} {kind}s"), (found.causes, "{kind}s that {group}")):
+        sentences += [
+            f"{told.format(group=group, kind=kind).capitalize()}: {won}."
+            for group in dict.fromkeys(gain.group for gain in gains)
+            if (won := _won([gain for gain in gains if gain.group == group], a, b))
+        ]
     if found.moves is not None:
         sentences.append(f"{found.moves.moved:,} of {found.moves.units:,} {kind}s changed prototype.")
     return sentences
+
+
+def _names(a: str, b: str) -> tuple[str, str]:
+    """What to call the two: versions of one model by their numbers alone."""
+    parts = [label.rpartition("/") for label in (a, b)]
+    if parts[0][0] and parts[0][0] == parts[1][0]:
+        return f"version {parts[0][2]}", f"version {parts[1][2]}"
+    return a, b
+
+
+def _won(gains: Sequence[Gain], a: str, b: str) -> str:
+    """Who is better by which metrics; empty where nothing is beyond doubt."""
+    return "; ".join(
+        f"{name} is better by " + ", ".join(f"{gain.metric} {_by(gain)}" for gain in own)
+        for name, own in (
+            (side, [gain for gain in gains if gain.better == letter]) for side, letter in ((b, "B"), (a, "A"))
+        )
+        if own
+    )
 
 
 def _by(gain: Gain) -> str:

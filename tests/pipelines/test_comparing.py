@@ -55,8 +55,9 @@ def test_gains_say_which_is_better_and_for_whom(difference):
     ]
     assert difference.segments[0].gain.mean == pytest.approx(-0.05)
     text = " ".join(difference.verdict)
-    assert "films/2 is better: time/ndcg_10 +0.05" in text
-    assert "light: films/1 by time/ndcg_10 +0.0500 [+0.0500, +0.0500]" in text
+    assert "Over all 30 users: version 2 is better by time/ndcg_10 +0.05" in text
+    assert "Light users: version 1 is better by time/ndcg_10 +0.0500 [+0.0500, +0.0500]." in text
+    assert "Users that kept their prototype: version 2 is better by" in text
     assert "1 of 30 users changed prototype" in text
 
 
@@ -73,9 +74,9 @@ def test_who_moved_and_what_they_gained(difference):
     assert difference.moves.flow[2][0] == 1
     groups = {gain.group: gain for gain in difference.causes}
     assert groups["changed prototype"].units == 1
-    assert groups["changed prototype"].better == "undecided", "one unit has no interval"
-    assert groups["kept prototype"].units == USERS - 1
-    assert sum(gain.units for name, gain in groups.items() if name.startswith("prototype ")) == USERS
+    assert groups["changed prototype"].better == "undecided", "one user proves nothing"
+    assert groups["kept their prototype"].units == USERS - 1
+    assert sum(gain.units for name, gain in groups.items() if name.startswith("are at prototype ")) == USERS
 
 
 def test_items_that_rose_and_fell_and_examples(difference):
@@ -190,7 +191,7 @@ def test_a_comparison_is_kept_in_mlflow_and_told_on_the_version(workplace, capsy
     assert run.data.metrics["time/ndcg_10_gain"] == pytest.approx(0.05)
     assert run.data.metrics["time/light/ndcg_10_gain_high"] == pytest.approx(-0.05)
     assert run.data.metrics["moved"] == 1
-    assert "persona-films/2 is better" in run.data.tags["mlflow.note.content"]
+    assert "version 2 is better" in run.data.tags["mlflow.note.content"]
     table = mlflow.load_table("tables/gains.json", [said["run_id"]])
     assert table["better"].tolist()[:2] == ["B", "A"]
     assert {file.path for file in client.list_artifacts(said["run_id"])} == {
@@ -201,11 +202,11 @@ def test_a_comparison_is_kept_in_mlflow_and_told_on_the_version(workplace, capsy
     tags = client.get_model_version(MODEL, "2").tags
     assert tags["compared.with"] == f"{MODEL}/1"
     assert tags["compared.run"] == said["run_id"]
-    assert "persona-films/2 is better" in tags["compared.verdict"]
+    assert "version 2 is better" in tags["compared.verdict"]
     client.update_model_version(MODEL, "2", description=client.get_model_version(MODEL, "2").description + "\n\nMine.")
     assert main(["compare", f"{MODEL}/1", f"{MODEL}/2"]) == 0
     paragraphs = client.get_model_version(MODEL, "2").description.split("\n\n")
-    assert paragraphs[0].startswith("**Against persona-films/1:** persona-films/2 is better")
+    assert paragraphs[0].startswith("**Against persona-films/1:** Over all 30 users: version 2 is better")
     assert paragraphs[1:] == ["Mine."], "the verdict is replaced, and what people wrote stays"
 
 

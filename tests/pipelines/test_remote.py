@@ -61,7 +61,7 @@ def test_versions_are_compared_promoted_and_drawn_on_a_server(server, tmp_path, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.chdir(tmp_path)
     for ndcg in (0.5, 0.6, 0.4):
-        register(snapshot(np.full(9, ndcg)))
+        register(snapshot(np.full(30, ndcg), 30))
     client = tracking.client()
     assert promotion.promote(client, f"{MODEL}/1").moved
     assert promotion.promote(client, f"{MODEL}/2", why="better").moved
