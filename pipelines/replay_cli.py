@@ -54,7 +54,8 @@ def replay(
 
         result = replay_steps.replay(settings, space, stream, prototypes, on_window)
     for metric in METRICS:
-        _show(result, metric, out)
+        _show_windows(result, metric, out)
+    _show_overall(result, METRICS, out)
     _show_refinement(result, METRICS, out)
     out.result(result)
 
@@ -64,13 +65,18 @@ def register(app: typer.Typer) -> None:
     app.command("replay", epilog=EPILOG)(with_settings(replay))
 
 
-def _show(result: Mapping[str, Any], metric: str, out: console.Output) -> None:
+def _show_windows(result: Mapping[str, Any], metric: str, out: console.Output) -> None:
+    rows = [[name, *(row[metric]["mean"] for row in p["windows"])] for name, p in result["policies"].items()]
+    windows = [str(index) for index in range(len(result["starts"]))]
+    out.table(f"time/{metric} per window, mean over its users", ["policy", *windows], rows)
+
+
+def _show_overall(result: Mapping[str, Any], metrics: tuple[str, ...], out: console.Output) -> None:
     rows = [
         [
             name,
-            *(row[metric]["mean"] for row in policy["windows"]),
-            _interval(policy["overall"][metric]),
-            *("-" if back is None else str(back) for back in policy["windows_until"][metric].values()),
+            *(_interval(policy["overall"][metric]) for metric in metrics),
+            *("-" if back is None else str(back) for back in policy["windows_until"][metrics[0]].values()),
             f"{policy['spent']['bytes_sent']:,}",
             f"{policy['spent']['editor_passes']:,}",
             f"{policy['spent']['gradient_steps']:,}",
@@ -78,14 +84,13 @@ def _show(result: Mapping[str, Any], metric: str, out: console.Output) -> None:
         ]
         for name, policy in result["policies"].items()
     ]
-    windows = [str(index) for index in range(len(result["starts"]))]
+    until = [f"windows to {level}" for level in result["policies"]["host"]["windows_until"][metrics[0]]]
     costs = ["bytes", "editor passes", "gradient steps", "processor"]
-    until = [f"windows to {level}" for level in next(iter(result["policies"].values()))["windows_until"][metric]]
     title = (
-        f"time/{metric} per window, scenario {result['scenario']}, shift in window {result['shift']}, "
-        f"{result['prototypes']} prototypes"
+        f"All windows against the host [95 %], scenario {result['scenario']} from window {result['shift']} on, "
+        f"{result['prototypes']} prototype(s)"
     )
-    out.table(title, ["policy", *windows, "against the host [95 %]", *until, *costs], rows)
+    out.table(title, ["policy", *metrics, *until, *costs], rows)
 
 
 def _show_refinement(result: Mapping[str, Any], metrics: tuple[str, ...], out: console.Output) -> None:

@@ -44,7 +44,9 @@ class WonBack:
         after: the same from the shift on.
         refined: refined minus released prototypes in the windows after that of the shift, the first that can differ by it.
         share: refined / (after - before); None where the shift cost the prototypes nothing.
-        of_gap: refined / after, what is won back of all that drift and shift cost; None where that is nothing.
+        of_gap: refined / after, what is won back of all that drift and shift cost.
+
+    Both shares are None where the interval of ``after`` is not above zero: a part of nothing says nothing.
     """
 
     before: Interval
@@ -68,8 +70,9 @@ def won_back(replay: Replay, policy: str, metric: str) -> WonBack | None:
     after = replay.difference("edits", "prototypes", metric, later)
     refined = replay.difference(policy, "prototypes", metric, later)
     cost = after.mean - before.mean
-    share = refined.mean / cost if cost > 0 else None
-    return WonBack(before, after, refined, share, refined.mean / after.mean if after.mean > 0 else None)
+    if after.low <= 0:
+        return WonBack(before, after, refined, None, None)
+    return WonBack(before, after, refined, refined.mean / cost if cost > 0 else None, refined.mean / after.mean)
 
 
 @dataclass(frozen=True)
