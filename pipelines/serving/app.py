@@ -56,6 +56,7 @@ class Service:
             queue=config.queue,
             batch=config.batch,
             target=config.target_ms / 1000,
+            patience=config.deadline_ms / 2000,
             observe=self.metrics.batch,
         )
         self.metrics.watch(lambda: self.batcher.waiting, lambda: self.ready)

@@ -4,6 +4,9 @@ While a batch computes, requests gather; then all that wait form the next one. S
 busier the service, the larger the batches. They stay so small that computing one takes about the target: a request that comes
 just after a batch has begun waits no longer than that before its own begins.
 
+Requests are taken in only while those that wait begin in time: once the oldest of a batch has waited for ``patience``, no more
+are taken until the queue has become shorter. So what is taken in is answered before its deadline, however slow the machine.
+
 Batches compute in the event loop while that takes less than handing them to a thread and back; longer ones have a thread, so
 that probes and refusals are not kept waiting.
 """
@@ -31,6 +34,7 @@ _SMOOTHING = 0.2
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     request: BaseModel
+    since: float
     deadline: float
     reply: asyncio.Future[Reply]
 
@@ -43,6 +47,7 @@ class Batcher:
         queue: requests that may wait.
         batch: requests of one batch, at most.
         target: seconds that one batch should compute.
+        patience: seconds that a request may wait before no more are taken in.
         observe: told the rows and the seconds of every batch.
     """
 
@@ -53,18 +58,20 @@ class Batcher:
         queue: int,
         batch: int,
         target: float,
+        patience: float,
         observe: Callable[[int, float], None] = lambda rows, seconds: None,
     ) -> None:
         self.model, self.queue, self.batch, self.target, self.observe = model, queue, batch, target, observe
+        self.patience = patience
         self._waiting: deque[_Waiting] = deque()
         self._busy = self._scheduled = False
-        self._row_seconds = 0.0
+        self._row_seconds = self._waited = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
 
     @property
     def full(self) -> bool:
         """Whether another request would be turned away."""
-        return len(self._waiting) >= self.queue
+        return len(self._waiting) >= self.queue or self._waited > self.patience
 
     @property
     def waiting(self) -> int:
@@ -85,7 +92,8 @@ class Batcher:
             raise errors.over_capacity()
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Reply] = loop.create_future()
-        self._waiting.append(_Waiting(request, time.monotonic() + seconds, reply))
+        now = time.monotonic()
+        self._waiting.append(_Waiting(request, now, now + seconds, reply))
         if not self._busy and not self._scheduled:
             # Not at once: what else has arrived in this turn of the loop comes along.
             self._scheduled = True
@@ -125,6 +133,7 @@ class Batcher:
         rows = self._rows()
         now = time.monotonic()
         batch: list[_Waiting] = []
+        self._waited = now - self._waiting[0].since if self._waiting else 0.0
         while self._waiting and len(batch) < rows:
             waiting = self._waiting.popleft()
             if waiting.reply.done():  # its client has left
@@ -133,6 +142,8 @@ class Batcher:
                 waiting.reply.set_exception(errors.too_late())
             else:
                 batch.append(waiting)
+        if not self._waiting:
+            self._waited = 0.0
         return batch
 
     def _rows(self) -> int:

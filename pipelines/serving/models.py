@@ -1,8 +1,8 @@
 """The version in use, and its exchange for a newer one while requests are answered.
 
 A newer version is loaded and checked beside the one in use, then takes its place between two batches. A version that cannot be
-loaded or does not answer sensibly is never used: the service goes on with what it has, says so, and does not try that version
-again until the source names another one.
+loaded or does not answer sensibly is never used: the service goes on with what it has, says so once, and tries again at the
+next look, for files may have been on their way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Models:
         self.task, self.source, self.observe = task, source, observe
         self.refused = ""
         self._current: Servable | None = None
-        self._tried = ""
+        self._version = ""
         self._lock = threading.Lock()
         self._banks: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
@@ -64,13 +64,13 @@ class Models:
         with self._lock:
             try:
                 version = self.source.newest()
-                if version == self._tried:
+                if version == self._version:
                     return False
                 model = self._load(version)
             except PersonaError as error:
                 self._refuse(error)
                 return False
-            self._tried, self.refused, self._current = version, "", model
+            self._version, self.refused, self._current = version, "", model
             self._remember(model)
             self.observe("loaded")
             log.info("version %s of %s is in use", model.versions.version, model.versions.name)
@@ -92,7 +92,6 @@ class Models:
         return next((told for name, told in self._banks.items() if name.startswith(version)), None)
 
     def _load(self, version: str) -> Servable:
-        self._tried = version
         try:
             folder = self.source.fetch(version)
             model = self.task.load(folder, self.source.name, version)
@@ -105,7 +104,6 @@ class Models:
             ) from error
         if isinstance(self.source, FolderSource) and self.source.newest() != version:
             # The folder was exchanged while it was read; its files may be of two bundles.
-            self._tried = ""
             raise MismatchError(f"{self.source.folder} was exchanged while it was read: it is read again")
         return model
 

@@ -35,7 +35,7 @@ class Doubling:
 
 
 def batcher(model, **options):
-    return Batcher(lambda: model, **({"queue": 100, "batch": 8, "target": 1.0} | options))
+    return Batcher(lambda: model, **({"queue": 100, "batch": 8, "target": 1.0, "patience": 60.0} | options))
 
 
 async def ask(one, *values, seconds=5.0):
@@ -109,6 +109,26 @@ def test_one_too_many_is_refused_at_once():
     asyncio.run(scenario())
 
 
+def test_no_more_are_taken_in_than_can_be_answered_in_time():
+    async def scenario():
+        one = batcher(Doubling(seconds=0.02), batch=1, patience=0.1)
+        await ask(one, 0)
+        replies = [one.submit(Number(value=i), 60.0) for i in range(15)]
+        await asyncio.sleep(0)
+        while not one.full:
+            assert not replies[-1].done(), "the last of them has waited for longer than the patience"
+            await asyncio.sleep(0.01)
+        with pytest.raises(Refusal) as refused:
+            one.submit(Number(value=9), 60.0)
+        assert refused.value.status == 429
+        assert len(await asyncio.gather(*replies)) == 15
+        assert not one.full
+        assert (await ask(one, 4))[0].content["double"] == 8
+        await one.close()
+
+    asyncio.run(scenario())
+
+
 def test_what_is_too_late_is_not_computed():
     async def scenario():
         model = Doubling(seconds=0.05)
@@ -139,7 +159,7 @@ def test_a_batch_is_answered_by_one_model():
     async def scenario():
         models = [Doubling(name="a"), Doubling(name="b")]
         turn = iter([0, 1, 0, 1])
-        one = Batcher(lambda: models[next(turn)], queue=100, batch=4, target=1.0)
+        one = Batcher(lambda: models[next(turn)], queue=100, batch=4, target=1.0, patience=60.0)
         replies = await ask(one, *range(16))
         names = [r.content["by"] for r in replies]
         assert names == ["a"] * 4 + ["b"] * 4 + ["a"] * 4 + ["b"] * 4
@@ -153,7 +173,7 @@ def test_without_a_model_everybody_is_told():
         def missing():
             raise Refusal(503, "unavailable", "no model")
 
-        one = Batcher(missing, queue=10, batch=4, target=1.0)
+        one = Batcher(missing, queue=10, batch=4, target=1.0, patience=60.0)
         assert [r.status for r in await ask(one, 1, 2)] == [503, 503]
         await one.close()
 

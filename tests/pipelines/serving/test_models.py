@@ -82,6 +82,7 @@ def test_a_version_that_does_not_answer_is_never_used(models, folder, damage):
     assert models.current() is before
     assert models.refused
     assert models.outcomes[-1] == "refused"
+    assert not models.refresh(), "it is tried again, and fails again"
     put(folder, 2)
     assert models.refresh()
     assert (models.refused, models.current().versions.bank) == ("", bank_version(2))
