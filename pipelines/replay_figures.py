@@ -36,7 +36,7 @@ def stream(report: Mapping[str, Any], metrics: tuple[str, ...]) -> Figure:
             axes.axvline(report["shift"], color=HOST_COLOUR, linewidth=1, linestyle=":")
         axes.set_xlabel("window")
         axes.grid(alpha=0.3)
-    last.legend(fontsize=8)
+    figure.legend(*last.get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS), fontsize=8)
     figure.suptitle(
         f"Stream after the cut, scenario {report['scenario']}: 95 % bootstrap interval over the users of a window",
         fontsize=9,
