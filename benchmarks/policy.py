@@ -192,8 +192,10 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
         for name in ("always", "never"):
             level = next(row[metric] for row in rows if row["policy"] == name)
             axis.axhline(level, color="grey", linewidth=0.6)
-            axis.annotate(name, (0.02, level), fontsize=8, color="grey")
-        axis.set(xscale="log", xlabel="requests an event", ylabel=f"time/{metric}")
+            axis.annotate(name, (0.026, level), fontsize=8, color="grey", va="bottom")
+        axis.set(xscale="log", xlim=(0.025, 0.5), xlabel="requests an event", ylabel=f"time/{metric}")
+        axis.minorticks_off()
+        axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
     axes[0].legend(fontsize=8)
     shown.tight_layout()
     shown.savefig(path, dpi=110)
