@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipelines.serving import gate
+from pipelines.serving.batching import Batcher
 from pipelines.serving.recsys_schemas import MOST_ANSWERS
 from recsys.serving import Ask, CompiledRecommender
 from tests.pipelines.serving.conftest import client_of
@@ -163,6 +165,18 @@ def test_bodies_that_are_too_large_or_not_json_are_refused(bundle):
         unsized = client.post("/v1/recommendations", content=iter(parts), headers={"content-type": "application/json"})
         assert unsized.status_code == 413
         assert client.post("/v1/recommendations", data={"history": "101"}).status_code == 415
+        assert recommend(client).status_code == 200
+
+
+def test_who_is_turned_away_is_told_when_to_come_back(bundle, monkeypatch):
+    monkeypatch.setattr(gate, "HOLD_SECONDS", 0.01)
+    with client_of(bundle) as client:
+        monkeypatch.setattr(Batcher, "full", True)
+        refused = recommend(client)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json()["kind"] == "over_capacity"
+        assert client.get("/readyz").status_code == 200
+        monkeypatch.undo()
         assert recommend(client).status_code == 200
 
 
