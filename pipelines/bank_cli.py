@@ -135,7 +135,10 @@ def show_refined(refined: Banked, out: console.Output) -> None:
             )
     out.say(
         f"Version {refined.version[:12]} of {refined.parent[:12]}: {refined.k} prototypes, {report['moved_users']:,} users "
-        f"changed prototype; {refined.registered.uri}, alias 'candidate'"
+        f"changed prototype; {refined.registered.uri}"
     )
-    if not refined.served:
-        out.say("It is behind its parent on these events, so the parent goes on being served")
+    out.say(
+        "It has the alias 'candidate', and the next `release` packs it"
+        if refined.served
+        else "It is behind its parent on these events, so the parent goes on being served"
+    )

@@ -6,8 +6,8 @@
     interface.json        what goes in and what comes out, with shapes
     figures/*.png
 
-What the comparison pages show as text are tags, as numbers metrics. ``candidate`` is the latest version; the first one is
-``champion`` until another is promoted.
+What the comparison pages show as text are tags, as numbers metrics. ``candidate`` is the latest version that is worth being
+promoted; the first one is ``champion`` until another is.
 """
 
 from __future__ import annotations
@@ -105,12 +105,13 @@ def sample_edits(server: Server, codes: Tensor, names: Sequence[str], unit: str 
     return Edits(edits[slice(SAMPLED_EDITS)], pl.DataFrame(columns))
 
 
-def register_bank(model: str, version: BankVersion) -> Registered:
-    """Log a bank as a model of the active run, register it, and call it the candidate; once for every bank version.
+def register_bank(model: str, version: BankVersion, *, candidate: bool = True) -> Registered:
+    """Log a bank as a model of the active run and register it, once for every bank version.
 
     Args:
         model: name of the registered model, for example ``persona-recsys-prototypes``.
         version: what to register.
+        candidate: whether it is to be promoted, so that it gets the alias ``candidate``.
     """
     import mlflow
 
@@ -118,7 +119,8 @@ def register_bank(model: str, version: BankVersion) -> Registered:
     client = mlflow.MlflowClient()
     known = find(client, model, version.bank.version)
     if known is not None:
-        client.set_registered_model_alias(model, CANDIDATE, str(known.version))
+        if candidate:
+            client.set_registered_model_alias(model, CANDIDATE, str(known.version))
         return known
     first = not _exists(client, model)
     logged = mlflow.initialize_logged_model(name="prototypes", model_type=MODEL_TYPE, params=_params(version.bank))
@@ -133,8 +135,9 @@ def register_bank(model: str, version: BankVersion) -> Registered:
     for key, value in (_tags(client, model, version.bank) | dict(version.tags)).items():
         client.set_model_version_tag(model, str(number), key, str(value))
     client.update_model_version(model, str(number), description=version.description)
-    for alias in (CANDIDATE, CHAMPION) if first else (CANDIDATE,):
-        client.set_registered_model_alias(model, alias, str(number))
+    for alias, wanted in ((CANDIDATE, candidate), (CHAMPION, first)):
+        if wanted:
+            client.set_registered_model_alias(model, alias, str(number))
     return Registered(model, number, f"models:/{model}/{number}")
 
 

@@ -130,7 +130,7 @@ def refine(
     """Refine the bank at the head of the lineage with the edits of new events: no labels, no gradients.
 
     The new version is compared with its parent on the new events; one that is behind, with its interval below zero, is kept
-    in the lineage and registered, but its parent goes on being served.
+    in the lineage and registered, but is no candidate, and its parent goes on being served.
 
     Args:
         work: with a released bundle.
@@ -192,7 +192,7 @@ def refine(
             },
         )
         tracking.log_metrics_batch(version.metrics)
-        registered = register_bank(MODEL, version)
+        registered = register_bank(MODEL, version, candidate=served)
     new = refinement.bank
     return Banked(new.version, bank.version, "refine", len(new), registered, dict(version.metrics), report, served)
 

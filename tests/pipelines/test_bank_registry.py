@@ -1,6 +1,7 @@
 """Banks in MLflow's registry: one version each, with what people compare versions by."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -81,6 +82,15 @@ def test_a_bank_is_registered_once(registered, workplace):
     client = mlflow.MlflowClient()
     assert len(client.search_model_versions(f"name = '{MODEL}'")) == 2
     assert int(client.get_model_version_by_alias(MODEL, "candidate").version) == 1
+
+
+def test_what_is_not_worth_promoting_is_no_candidate(registered, refinement):
+    worse = replace(refinement.bank, metadata={"kind": "refine", "worse": True})
+    with tracking.run("worse"):
+        made = register_bank(MODEL, version(worse), candidate=False)
+    client = mlflow.MlflowClient()
+    assert made.version == 3
+    assert int(client.get_model_version_by_alias(MODEL, "candidate").version) == 2
 
 
 def test_metrics_belong_to_the_version(registered):
