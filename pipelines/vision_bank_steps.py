@@ -35,7 +35,7 @@ from vision.classifier import LEVELS, Classifier
 from vision.config import VisionConfig
 from vision.objectives import batched_logits
 from vision.personalised import Personalised
-from vision.prototypes import ServedAtLevel, usable, window_codes, window_statistics
+from vision.prototypes import ServedAtLevel, fit_distinct, window_codes, window_statistics
 
 # How far below the best validation accuracy a smaller bank may be.
 TOLERANCE = 0.002
@@ -87,7 +87,7 @@ def _choose(problem: Problem, model: Personalised, codes: Tensor, owners: Any) -
     """The smallest of 1, 4, 16 .. prototypes that validation hardly tells from the best."""
     assert model.editor is not None
     editor = model.editor
-    most = usable(problem.config.prototypes, codes)
+    most = len(fit_distinct(editor, codes, problem.config.prototypes, seed=problem.config.seed).bank)
     ks = sorted({min(4**i, most) for i in range(5)})
 
     def score(bank: PrototypeBank) -> float:

@@ -5,13 +5,17 @@ Shapes: W windows, n images of a window, L adaptive layers, d code width, F feat
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from persona.editor import ParameterEditor
 from persona.edits import Edit
-from persona.prototypes import PrototypeBank, Server, UserStatistics
+from persona.errors import DataError
+from persona.prototypes import Partition, Server, UserStatistics, fit_bank
 from vision.evaluation import Evaluation
 from vision.features import FeatureCache
 from vision.personalised import Personalised
@@ -58,11 +62,14 @@ def window_statistics(server: Server, codes: Tensor, owners: Int64Array) -> User
     return UserStatistics.collect(codes, torch.from_numpy(owners), server.assign(codes), len(server.bank))
 
 
-def usable(k: int, codes: Tensor) -> int:
-    """At most k prototypes, and no more than there are distinct codes."""
-    return min(k, len(torch.unique(codes.flatten(1), dim=0)))
-
-
-def bank_levels(bank: PrototypeBank | None) -> tuple[str, ...]:
-    """The levels that a bundle with this bank can serve."""
-    return ("host", "edit") if bank is None else ("host", "prototype", "basis", "edit")
+def fit_distinct(editor: ParameterEditor, codes: Tensor, k: int, **options: Any) -> Partition:
+    """A bank of k prototypes, or of half as many until codes (W, L, d) make enough distinct edits: an editor that has learned
+    nothing makes one. Options as in ``persona.prototypes.fit_bank``.
+    """
+    while True:
+        try:
+            return fit_bank(editor, codes, k, **options)
+        except DataError:
+            if k == 1:
+                raise
+            k //= 2

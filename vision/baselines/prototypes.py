@@ -7,11 +7,11 @@ test device is seen.
 
 from __future__ import annotations
 
-from persona.prototypes import HeadMetric, RefineConfig, Server, fit_bank, refine
+from persona.prototypes import HeadMetric, RefineConfig, Server, refine
 from vision.baselines.base import Problem, Trained
 from vision.baselines.persona import train_held_back
 from vision.personalised import Personalised
-from vision.prototypes import ServedAtLevel, usable, window_codes, window_statistics
+from vision.prototypes import ServedAtLevel, fit_distinct, window_codes, window_statistics
 
 
 def train_prototypes(problem: Problem) -> Trained:
@@ -34,8 +34,8 @@ def make_server(problem: Problem, model: Personalised) -> Server:
     assert model.editor is not None
     devices = problem.split.train if problem.config.mode == "frozen" else problem.split.adapt
     codes, _ = window_codes(model, problem.evaluation(devices), problem.features)
-    k = usable(problem.config.prototypes, codes)
-    return Server(model.editor, fit_bank(model.editor, codes, k, seed=problem.config.seed).bank)
+    fitted = fit_distinct(model.editor, codes, problem.config.prototypes, seed=problem.config.seed)
+    return Server(model.editor, fitted.bank)
 
 
 def _serve(problem: Problem, level: str, *, refined: bool) -> Trained:
