@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -37,7 +38,8 @@ def _days():
     """Twenty users with twelve events over four days."""
     data = walks(users=20, events=12)
     times = np.tile(np.arange(12) // 3 * DAY + np.arange(12) % 3 * 600, 20).astype(np.int64)
-    return SequenceData(**{**vars(data), "times": times, "basket_start": np.arange(data.n_events)})
+    ids = pl.Series([f"i{n}" for n in range(1, data.n_items + 1)])  # those of the recommender
+    return SequenceData(**{**vars(data), "times": times, "basket_start": np.arange(data.n_events), "item_ids": ids})
 
 
 def test_a_day_of_a_user_is_a_device(simulate):

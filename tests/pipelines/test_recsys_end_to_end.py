@@ -291,7 +291,10 @@ def test_the_candidate_recommends_like_the_bundle(whole, inside, capsys):
         (("recommend", "--history", "318", "--model", "nowhere"), "nowhere holds no bundle"),
         (("evaluate", "--methods", "host,persona_heldback"), "did you mean 'persona_held_back'"),
         (("evaluate", "--protocols", "time,papper"), "unknown protocol 'papper': did you mean 'paper'"),
-        (("evaluate", "--protocol", "full", "--monitor", "uauc"), "monitor 'uauc' cannot select epochs under protocol full"),
+        (
+            ("evaluate", "--protocol", "full", "--monitor", "uauc"),
+            "monitor 'uauc' cannot select epochs under protocol full",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(steps, inside, capsys, arguments, sentence):
