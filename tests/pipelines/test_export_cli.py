@@ -34,7 +34,7 @@ def test_a_bundle_becomes_a_folder_for_devices(work, tmp_path, capsys):
     assert bundle.bank.version == Recommender.load(work / "bundle").bank.version
     device = DeviceRecommender.load(out)
     assert device.wants_edit(["i1"])
-    assert [item.title for item in device.recommend(["i1"], 1).items][0].startswith("Title")
+    assert device.recommend(["i1"], 1).items[0].title.startswith("Title")
 
 
 @pytest.mark.parametrize(
