@@ -48,7 +48,8 @@ format: $(READY) ## bring all files into the format that lint checks
 	$(BIN)/ruff format .
 
 bench: $(READY) ## run the benchmarks, one after the other
-	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for name in $(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 evidence: $(READY) ## run what is missing behind docs/results.md, with DATA=folder for data that no package provides
 	$(BIN)/persona recsys evidence --data-folder $(DATA)
