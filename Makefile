@@ -51,8 +51,9 @@ bench: $(READY) ## run the benchmarks, one after the other
 	@set -e; for name in $(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
-evidence: $(READY) ## run what is missing behind docs/results.md, with DATA=folder for data that no package provides
+evidence: $(READY) ## run what is missing behind the results in docs, with DATA=folder for data that no package provides
 	$(BIN)/persona recsys evidence --data-folder $(DATA)
+	$(BIN)/persona vision evidence --data-folder $(DATA)
 
 ui: $(READY) ## open the MLflow UI on the default store
 	$(BIN)/persona ui

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -118,6 +119,40 @@ def test_prototypes_come_near_the_editor_and_a_remainder_nearer(problem, trained
     }
     assert 0 < errors["persona_basis"] < errors["persona_prototypes"] < 1
     assert errors["persona_basis"] < 0.05
+
+
+def test_parts_hold_each_later_row_once_in_the_order_of_time(problem):
+    rows, parts = problem.held_back.adapt, problem.parts(3)
+    assert len(parts) == 3
+    assert sorted(np.concatenate(parts)) == sorted(rows)
+    times = problem.data.times
+    for before, after in pairwise(parts):
+        assert times[before].max() < times[after].min()
+    unordered = Problem(replace(problem.data, ordered_only=True), problem.config)
+    owners = [set(unordered.data.user_of(part)) for part in unordered.parts(3)]
+    assert all(a.isdisjoint(b) for a, b in combinations(owners, 2)), "without a common time, a user is in one part"
+
+
+def test_cross_fitting_judges_each_part_over_a_host_that_has_not_seen_it(problem, trained):
+    parts = problem.parts(PARTS)
+    hosts = problem.refreshed_hosts(parts)
+    assert len(hosts) == len(parts) + 1
+    assert same(parameters(hosts[0]), problem.early_host().state_dict())
+    assert not same(parameters(hosts[0]), hosts[-1].state_dict())
+    model, refreshed = trained["persona_cross_fitted"].scorer, trained["host_refreshed"].scorer
+    assert same(parameters(model.host), hosts[-1].state_dict()), "the last host is deployed, and no editor changes it"
+    assert same(parameters(model.host), refreshed.host.state_dict())
+    assert model.editor.host == model.host.digest()
+
+
+def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
+    values = {
+        name: problem.validation.run(trained[name].scorer).summary[SMALL.monitor]
+        for name in ("persona_held_back", "persona_cross_fitted")
+    }
+    best = float(values["persona_cross_fitted"] > values["persona_held_back"])
+    assert trained["persona"].chosen["cross_fitted"] == best
+    assert trained["persona"].refresh_bytes <= 64
 
 
 def test_prototypes_see_training_contexts_only(problem, trained):
