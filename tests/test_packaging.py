@@ -20,7 +20,7 @@ def test_the_lock_follows_the_pins_of_the_project():
     locked = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK, flags=re.MULTILINE))
     for requirement in wanted:
         name, _, version = requirement.partition("==")
-        assert re.split(r"[><=~\[]", name)[0] in locked
+        assert re.split(r"[><=~\[]", name)[0].lower() in locked
         if version:
             assert locked[name] == version
 

@@ -114,7 +114,6 @@ def test_the_registered_model_answers_like_the_bundle(place):
     data = VisionWorkspace(place / "work").data()
     uri = f"sqlite:///{place}/mlruns/mlflow.db"
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     served = mlflow.pyfunc.load_model("models:/persona-vision@candidate")
     for level in ("edit", "prototype"):
         frame = served.predict(data.pixels[:20], params={"level": level})

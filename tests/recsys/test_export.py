@@ -146,7 +146,7 @@ def test_vocabularies_that_do_not_fit_are_refused(pair, tmp_path):
 
 def test_a_calibrated_policy_travels_and_decides(tmp_path):
     made, data = recommender("gru4rec"), walks(users=40, events=20)
-    policy = fit_request_policy(made, data, 0.2)
+    policy = fit_request_policy(made, data, 0.6)
     points, read = edit_points(made.model, made.context([[1], [2]])), summaries(made.model.host, made.context([[1]]))
     assert points.shape == (2, 2 * 8)
     assert policy.projection.shape[0] == read.shape[1] == 3 * 8 + 1
