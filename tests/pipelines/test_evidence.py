@@ -7,6 +7,7 @@ import pytest
 
 from persona.errors import ConfigError, DataError
 from pipelines import evidence, evidence_page
+from recsys.ablations import STUDIES
 from recsys.baselines import METHODS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "evidence"
@@ -59,7 +60,9 @@ def test_declared_experiments_are_valid():
     for experiment in declared.values():
         assert experiment.config.protocol == experiment.protocol
         assert set(experiment.methods) | set(experiment.rivals) <= set(METHODS)
-        assert experiment.seeds >= (1 if list(experiment.methods) == ["host"] else 3), "comparisons need seeds"
+        assert set(experiment.studies) <= set(STUDIES)
+        alone = list(experiment.methods) == ["host"] and not experiment.studies
+        assert experiment.seeds >= (1 if alone else 3), "comparisons need seeds"
 
 
 def test_stored_results_fit_their_experiments():
@@ -69,7 +72,11 @@ def test_stored_results_fit_their_experiments():
         if path.exists():
             result = json.loads(path.read_text())
             assert result["settings"] == experiment.config.as_dict()
-            assert [row["method"] for row in result["rows"]] == list(experiment.methods)
+            rows = [row["method"] for row in result["rows"]]
+            if experiment.studies:
+                assert {name for pair in experiment.pairs for name in pair} <= set(rows)
+            else:
+                assert rows == list(experiment.methods)
             assert result["seeds"] == experiment.seeds
 
 
