@@ -18,6 +18,7 @@ from pipelines import cells, recsys_steps
 from pipelines.workspace import Workspace
 from recsys import catalogue
 from recsys.config import RecsysConfig
+from recsys.sequences import SequenceData
 
 FOLDER = Path("docs/evidence")
 RESULTS = Path("docs/results.md")
@@ -176,7 +177,7 @@ def run(
     if path.exists() and read_json(path)["key"] == key:
         return False
     if experiment.studies:
-        comparison, pairs = _study(experiment, space, notify), experiment.pairs
+        comparison, pairs = _study(experiment, data, space, notify), experiment.pairs
     else:
         [comparison] = recsys_steps.evaluate(
             experiment.config, space, methods=experiment.methods, seeds=experiment.seeds, jobs=jobs, notify=notify
@@ -186,7 +187,9 @@ def run(
     return True
 
 
-def _study(experiment: Experiment, space: Workspace, notify: cells.Notify) -> recsys_steps.Comparison:
+def _study(
+    experiment: Experiment, data: SequenceData, space: Workspace, notify: cells.Notify
+) -> recsys_steps.Comparison:
     """The variants of all studies, on the cells that comparisons of the same settings share."""
     from persona.comparison import Measured, compare
     from recsys import ablations
@@ -195,7 +198,7 @@ def _study(experiment: Experiment, space: Workspace, notify: cells.Notify) -> re
     measured = []
     for seed in range(experiment.config.seed, experiment.config.seed + experiment.seeds):
         config = replace(experiment.config, seed=seed)
-        problem = Problem(space.data(), config, folder=space.cells)
+        problem = Problem(data, config, folder=space.cells)
         rows: dict[str, Measured] = {}
         for study in experiment.studies:
             rows |= ablations.STUDIES[study](problem)
@@ -219,7 +222,7 @@ def _plain(experiment: Experiment) -> dict[str, Any]:
     return compared | studied if experiment.studies else compared
 
 
-def _describe(data: Any) -> dict[str, Any]:
+def _describe(data: SequenceData) -> dict[str, Any]:
     return {"users": data.n_users, "items": data.n_items, "events": data.n_events, "baskets": data.baskets}
 
 

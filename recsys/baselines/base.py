@@ -64,7 +64,6 @@ class Problem:
     ) -> None:
         self.data, self.config, self.root, self.on_epoch = data, config, folder, on_epoch
         self.split: Split = make_split(data, config.protocol)
-        self.root = folder
         self.host_results: dict[str, FitResult] = {}
         self._hosts: dict[str, dict[str, torch.Tensor]] = {}
         self._folder: Path | None = None
@@ -140,15 +139,7 @@ class Problem:
         """The early host, and what it becomes as it is fine-tuned on one part after another: fixed, copies for every caller."""
         hosts = [self.early_host()]
         for index, rows in enumerate(parts):
-            name = f"host_refreshed_{index + 1}_of_{len(parts)}"
-            if name not in self._hosts:
-                model = Personalised(self.new_host())
-                model.host.load_state_dict(hosts[-1].state_dict())
-                self.host_results[name] = self.train(name, model, model.parameters(), rows, keep_start=True)
-                self._hosts[name] = {k: v.clone() for k, v in model.host.state_dict().items()}
-            host = self.new_host()
-            host.load_state_dict(self._hosts[name])
-            hosts.append(host.eval())
+            hosts.append(self._trained_host(f"host_refreshed_{index + 1}_of_{len(parts)}", rows, start=hosts[-1]))
         return hosts
 
     def folder_of(self, method: str) -> Path | None:
@@ -203,10 +194,15 @@ class Problem:
             keep_start=keep_start,
         )
 
-    def _trained_host(self, name: str, positions: Positions) -> Host:
+    def _trained_host(self, name: str, positions: Positions, start: Host | None = None) -> Host:
+        """The host trained on ``positions``, from ``start`` if it is given and then never worse than that; a copy."""
         if name not in self._hosts:
             model = Personalised(self.new_host())
-            self.host_results[name] = self.train(name, model, model.parameters(), positions)
+            if start is not None:
+                model.host.load_state_dict(start.state_dict())
+            self.host_results[name] = self.train(
+                name, model, model.parameters(), positions, keep_start=start is not None
+            )
             self._hosts[name] = {k: v.clone() for k, v in model.host.state_dict().items()}
         host = self.new_host()
         host.load_state_dict(self._hosts[name])
