@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from persona.errors import ConfigError, nearest
+from persona.settings import Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
-    from persona.editor import EditorConfig
     from persona.training import FitConfig
     from recsys.hosts import HostConfig
     from recsys.objectives import LossConfig
@@ -26,11 +25,10 @@ EDITOR_SETTINGS = (
     "tau",
     "width",
 )
-_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
-class RecsysConfig:
+class RecsysConfig(Settings):
     """Settings of one protocol, host and seed.
 
     Attributes:
@@ -67,6 +65,8 @@ class RecsysConfig:
         ConfigError: a setting is unknown, out of range, or contradicts another one.
     """
 
+    editor_names: ClassVar[tuple[str, ...]] = EDITOR_SETTINGS
+
     protocol: str = "time"
     host: str = "sasrec"
     preset: str = "paper"
@@ -97,7 +97,7 @@ class RecsysConfig:
     validation_events: int = 5000
 
     def __post_init__(self) -> None:
-        self._check_types()
+        self.check_types()
         if self.mode not in MODES:
             raise ConfigError(f"unknown mode {self.mode!r}: {nearest(self.mode, MODES)}")
         self._check_protocol()
@@ -112,15 +112,6 @@ class RecsysConfig:
         self.fit_config(self.learning_rate)
         self.fit_config(self.editor_learning_rate)
         self.loss_config()
-
-    def _check_types(self) -> None:
-        """Settings may come from a file: whole numbers do for decimal ones, and are one and the same setting."""
-        for f in fields(self):
-            value, kind = getattr(self, f.name), type(f.default)
-            if kind is float and type(value) is int:
-                object.__setattr__(self, f.name, float(value))
-            elif type(value) is not kind:
-                raise ConfigError(f"{f.name} is {value!r}, but it has to be {_KINDS[kind]}")
 
     def _check_protocol(self) -> None:
         """The protocol, and that it measures what is to select epochs."""
@@ -147,20 +138,6 @@ class RecsysConfig:
             overrides["dropout"] = self.dropout
         return HostConfig.preset(self.host, self.preset, n_items, **overrides)
 
-    def editor_config(self, context_dim: int) -> EditorConfig:
-        """The editor's settings for a host."""
-        from persona.editor import EditorConfig
-
-        return EditorConfig(
-            context_dim=context_dim,
-            width=self.width,
-            transfer=self.transfer,
-            head=self.head,
-            rank=self.rank,
-            bound=self.bound,
-            tau=self.tau,
-        )
-
     def fit_config(self, learning_rate: float) -> FitConfig:
         """The training loop's settings."""
         from persona.training import FitConfig
@@ -179,24 +156,3 @@ class RecsysConfig:
         from recsys.objectives import LossConfig
 
         return LossConfig(self.loss, self.negatives, self.batch_size, self.sequences, self.monitor)
-
-    def host_settings(self) -> dict[str, Any]:
-        """What a trained host depends on."""
-        return {k: v for k, v in self.as_dict().items() if k not in EDITOR_SETTINGS and k != "mode"}
-
-    def editor_settings(self) -> dict[str, Any]:
-        """What a trained editor depends on besides its host."""
-        return {k: v for k, v in self.as_dict().items() if k in EDITOR_SETTINGS}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RecsysConfig:
-        """Inverse of ``as_dict``; an unknown name is refused."""
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
-        return cls(**values)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from persona.errors import ConfigError, nearest
+from persona.settings import Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
-    from persona.editor import EditorConfig
     from persona.training import FitConfig
     from vision.hosts import HostConfig
     from vision.objectives import LossConfig
@@ -19,7 +18,6 @@ MODES = ("held_back", "joint", "frozen")
 LEARNS = ("all", "classifier")
 # Larger has to be better, so logloss and ece are none of them.
 MONITORS = ("accuracy", "accuracy_worst", "accuracy_pooled")
-_KINDS = {str: "text", int: "a whole number", float: "a number"}
 # What a host does not depend on: it is shared between settings that differ here.
 EDITOR_SETTINGS = (
     "adaptive",
@@ -41,7 +39,7 @@ EDITOR_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Settings):
     """Settings of one split, host and seed.
 
     Attributes:
@@ -87,6 +85,8 @@ class VisionConfig:
         ConfigError: a setting is unknown, out of range, or contradicts another one.
     """
 
+    editor_names: ClassVar[tuple[str, ...]] = EDITOR_SETTINGS
+
     host_groups: str = ""
     test_groups: str = ""
     adapt_groups: str = ""
@@ -127,7 +127,7 @@ class VisionConfig:
     def __post_init__(self) -> None:
         from vision.contexts import CONTEXTS
 
-        self._check_types()
+        self.check_types()
         kinds = (("mode", MODES), ("context", CONTEXTS), ("monitor", MONITORS), ("learns", LEARNS))
         for name, known in kinds:
             if getattr(self, name) not in known:
@@ -152,15 +152,6 @@ class VisionConfig:
         self.editor_fit()
         self.loss_config()
 
-    def _check_types(self) -> None:
-        """Settings may come from a file: whole numbers do for decimal ones, and are one and the same setting."""
-        for f in fields(self):
-            value, kind = getattr(self, f.name), type(f.default)
-            if kind is float and type(value) is int:
-                object.__setattr__(self, f.name, float(value))
-            elif type(value) is not kind:
-                raise ConfigError(f"{f.name} is {value!r}, but it has to be {_KINDS[kind]}")
-
     def split_config(self) -> SplitConfig:
         """Which devices train, adapt, validate and test."""
         from vision.protocols import SplitConfig
@@ -182,20 +173,6 @@ class VisionConfig:
         channels, height, width = image_shape
         return HostConfig(self.host, n_classes, channels, max(height, width), self.adaptive)
 
-    def editor_config(self, context_dim: int) -> EditorConfig:
-        """The editor's settings for a host."""
-        from persona.editor import EditorConfig
-
-        return EditorConfig(
-            context_dim=context_dim,
-            width=self.width,
-            transfer=self.transfer,
-            head=self.head,
-            rank=self.rank,
-            bound=self.bound,
-            tau=self.tau,
-        )
-
     def host_fit(self) -> FitConfig:
         """The training loop's settings for hosts."""
         return self._fit(self.epochs, self.patience, self.learning_rate)
@@ -211,27 +188,6 @@ class VisionConfig:
         return LossConfig(
             self.batch_size, self.devices_per_batch, self.context_images, self.steps_per_epoch, self.monitor
         )
-
-    def host_settings(self) -> dict[str, Any]:
-        """What a trained host depends on."""
-        return {k: v for k, v in self.as_dict().items() if k not in EDITOR_SETTINGS and k != "mode"}
-
-    def editor_settings(self) -> dict[str, Any]:
-        """What a trained editor depends on besides its host."""
-        return {k: v for k, v in self.as_dict().items() if k in EDITOR_SETTINGS}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> VisionConfig:
-        """Inverse of ``as_dict``; an unknown name is refused."""
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
-        return cls(**values)
 
     def _fit(self, epochs: int, patience: int, learning_rate: float) -> FitConfig:
         from persona.training import FitConfig

@@ -1,0 +1,72 @@
+"""What the flat settings records of all tasks share: types are checked, files may write 1 for 1.0, unknown names are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from persona.errors import ConfigError, nearest
+
+if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
+    from persona.editor import EditorConfig
+
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_OF_EDITOR = ("width", "transfer", "head", "rank", "bound", "tau")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of a task's settings, a frozen dataclass whose fields all have defaults.
+
+    Among the fields are ``mode``, and those of an ``EditorConfig`` under the same names.
+
+    Attributes:
+        editor_names: fields that only what has an editor depends on: hosts are shared between settings that differ here.
+    """
+
+    editor_names: ClassVar[tuple[str, ...]] = ()
+
+    def check_types(self) -> None:
+        """Settings may come from a file: whole numbers do for decimal ones, and are one and the same setting.
+
+        Raises:
+            ConfigError: a value is of another type than its default.
+        """
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            if kind is float and type(value) is int:
+                object.__setattr__(self, f.name, float(value))
+            elif type(value) is not kind:
+                raise ConfigError(f"{f.name} is {value!r}, but it has to be {_KINDS[kind]}")
+
+    def editor_config(self, context_dim: int) -> EditorConfig:
+        """The editor's settings for a host."""
+        from persona.editor import EditorConfig
+
+        return EditorConfig(context_dim=context_dim, **{name: getattr(self, name) for name in _OF_EDITOR})
+
+    def host_settings(self) -> dict[str, Any]:
+        """What a trained host depends on."""
+        return {k: v for k, v in self.as_dict().items() if k not in self.editor_names and k != "mode"}
+
+    def editor_settings(self) -> dict[str, Any]:
+        """What a trained editor depends on besides its host."""
+        return {k: v for k, v in self.as_dict().items() if k in self.editor_names}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of ``as_dict``; an unknown name is refused.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is out of its range.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
+        return cls(**values)
