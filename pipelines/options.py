@@ -54,3 +54,8 @@ def _descriptions(record: type[Any]) -> dict[str, str]:
     attributes = documentation.partition("Attributes:")[2].partition("Raises:")[0]
     found = re.findall(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", attributes, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.replace("``", "").split()) for name, text in found}
+
+
+def split(text: str) -> list[str]:
+    """The parts of a comma-separated option, none of them empty."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import console
+from pipelines import bars, console
 from pipelines import recsys_show as show
-from pipelines.options import with_settings
+from pipelines.options import split, with_settings
 
 if TYPE_CHECKING:
     from pipelines import recsys_steps
-    from pipelines.cells import Notify
-    from pipelines.recsys_steps import OnEpoch
+    from pipelines.bars import OnEpoch
     from pipelines.workspace import Workspace
     from recsys.config import RecsysConfig
 
@@ -118,7 +116,7 @@ def evaluate(
     _, out = start(as_json)
     space = workspace(work)
     settings = space.settings(given, config)
-    comparisons = _evaluate(space, settings, _split(protocols) or [settings.protocol], _split(methods), seeds, jobs)
+    comparisons = _evaluate(space, settings, split(protocols) or [settings.protocol], split(methods), seeds, jobs)
     for comparison in comparisons:
         show.comparison(comparison, out)
     out.result([comparison.as_dict() for comparison in comparisons])
@@ -162,7 +160,7 @@ def recommend(
         model or space.bundle,
         work=space,
         user=user,
-        history=None if history is None else _split(history),
+        history=None if history is None else split(history),
         k=k,
         level=level,
         drop_last=drop_last,
@@ -205,7 +203,7 @@ def run(
     space = workspace(work)
     settings = space.settings(given, config)
     show.taken_over(space, given, config, out)
-    chosen = _split(protocols) or [settings.protocol]
+    chosen = split(protocols) or [settings.protocol]
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
     tracking.connect(steps.EXPERIMENT)
     with tracking.run("recsys", tags={"step": "run"}) as active:
@@ -213,7 +211,7 @@ def run(
         prepared = steps.prepare(data, space, columns=columns, min_events=min_events, baskets=baskets)
         for line in prepared.understood:
             out.say(line)
-        comparisons = _evaluate(space, settings, chosen, _split(methods), seeds, jobs)
+        comparisons = _evaluate(space, settings, chosen, split(methods), seeds, jobs)
         for comparison in comparisons:
             show.comparison(comparison, out)
         kept = under_protocol(settings, chosen[0])
@@ -265,7 +263,7 @@ def evidence(
     for name in names or list(known):
         experiment = known[name]
         with console.progress(name, experiment.seeds * len(experiment.methods)) as advance:
-            if evidence_.run(experiment, work, data_folder, jobs, _notify(advance, experiment.config.monitor)):
+            if evidence_.run(experiment, work, data_folder, jobs, bars.methods(advance, experiment.config.monitor)):
                 ran.append(name)
         evidence_page.write()
     out.say(f"{evidence_.RESULTS}: {len(ran)} experiment(s) were run, the others were up to date")
@@ -303,23 +301,9 @@ def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as
     out.result(result)
 
 
-@contextmanager
-def epochs(settings: RecsysConfig) -> Iterator[OnEpoch]:
-    """A bar for every training of a step, host or editor; early stopping ends it before its end."""
-    bars: dict[str, console.Advance] = {}
-    shown: dict[str, float] = {}
-    with ExitStack() as stack:
-
-        def on_epoch(training: str, metrics: dict[str, float]) -> None:
-            if training not in bars:
-                stack.close()
-                bars[training] = stack.enter_context(console.progress(training, settings.epochs))
-            # A training that several parts of a step ask for tells its epochs to each of them.
-            if metrics["epoch"] >= shown.get(training, 0):
-                shown[training] = metrics["epoch"] + 1
-                bars[training](note=f"{settings.monitor} {metrics[settings.monitor]:.4f}")
-
-        yield on_epoch
+def epochs(settings: RecsysConfig) -> AbstractContextManager[OnEpoch]:
+    """A bar for every training of a step."""
+    return bars.trainings(settings.monitor, lambda training: settings.epochs)
 
 
 def _evaluate(
@@ -336,21 +320,5 @@ def _evaluate(
             methods=methods,
             seeds=seeds,
             jobs=jobs,
-            notify=_notify(advance, settings.monitor),
+            notify=bars.methods(advance, settings.monitor),
         )
-
-
-def _notify(advance: console.Advance, monitor: str) -> Notify:
-    """Progress of cells as a note beside the bar."""
-
-    def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
-        if metrics is None:
-            advance(note=f"{cell}: {training} done")
-        else:
-            advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
-
-    return show
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import console, options, vision_show
+from pipelines import bars, console, options, vision_show
 from vision.config import VisionConfig
 
 if TYPE_CHECKING:
     from pipelines import vision_steps
-    from pipelines.vision_steps import Notify, OnEpoch
+    from pipelines.bars import OnEpoch
     from pipelines.vision_workspace import VisionWorkspace
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -121,7 +121,7 @@ def evaluate(
     """Compare methods with the host on the same images of the same devices, with intervals over devices."""
     _, out = _start(as_json)
     space = _workspace(work)
-    comparison = _evaluate(space, space.settings(given, config), _split(methods), seeds)
+    comparison = _evaluate(space, space.settings(given, config), options.split(methods), seeds)
     vision_show.show_comparison(comparison, out)
     out.result(comparison.as_dict())
 
@@ -209,7 +209,7 @@ def classify(
     from pipelines import vision_answers
 
     space = _workspace(work)
-    files = [Path(part) for part in _split(images)]
+    files = [Path(part) for part in options.split(images)]
     answer = vision_answers.classify(model or space.bundle, work=space, device=device, images=files, level=level)
     vision_show.show_answer(answer, out)
     out.result(answer)
@@ -254,7 +254,7 @@ def run(
         tracking.log_params({"source": data, **settings.as_dict()})
         for line in prepared.understood:
             out.say(line)
-        comparison = _evaluate(space, settings, _split(methods), seeds)
+        comparison = _evaluate(space, settings, options.split(methods), seeds)
         vision_show.show_comparison(comparison, out)
         with _epochs(settings) as on_epoch:
             banked = banks.prototypes(settings, space, on_epoch)
@@ -295,7 +295,7 @@ def evidence(
         experiment = known[name]
         total = experiment.seeds * len(experiment.methods) * max(1, len(experiment.variants))
         with console.progress(name, total) as advance:
-            if vision_evidence.run(experiment, work, data_folder, progress_of(advance, "accuracy")):
+            if vision_evidence.run(experiment, work, data_folder, bars.methods(advance, "accuracy")):
                 ran.append(name)
         vision_evidence.RESULTS.write_text(vision_evidence.render(), encoding="utf-8")
     out.say(f"{vision_evidence.RESULTS}: {len(ran)} experiment(s) were run, the others were up to date")
@@ -322,7 +322,7 @@ def _streams(
     steps: Any, data: str, orders: str, severity: int, length: int, divide: int
 ) -> vision_steps.Streams | None:
     """The streams asked for; those of a first run where the source knows no devices."""
-    chosen = _split(orders) or (["abrupt"] if data == "digits" and not divide else [])
+    chosen = options.split(orders) or (["abrupt"] if data == "digits" and not divide else [])
     return steps.Streams(tuple(chosen), severity, length) if chosen else None
 
 
@@ -340,20 +340,11 @@ def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as
     out.result(result)
 
 
-@contextmanager
-def _epochs(settings: VisionConfig) -> Iterator[OnEpoch]:
-    """A bar for every training of a step, host or editor; early stopping ends it before its end."""
-    bars: dict[str, console.Advance] = {}
-    with ExitStack() as stack:
-
-        def on_epoch(training: str, metrics: dict[str, float]) -> None:
-            if training not in bars:
-                stack.close()
-                total = settings.editor_epochs if training.startswith("persona") else settings.epochs
-                bars[training] = stack.enter_context(console.progress(training, total))
-            bars[training](note=f"{settings.monitor} {metrics[settings.monitor]:.4f}")
-
-        yield on_epoch
+def _epochs(settings: VisionConfig) -> AbstractContextManager[OnEpoch]:
+    """A bar for every training of a step; editors have epochs of their own."""
+    return bars.trainings(
+        settings.monitor, lambda name: settings.editor_epochs if name.startswith("persona") else settings.epochs
+    )
 
 
 def _evaluate(
@@ -362,21 +353,5 @@ def _evaluate(
     from pipelines import vision_steps
 
     with console.progress("methods", seeds * len(vision_steps.with_host(methods))) as advance:
-        notify = progress_of(advance, settings.monitor)
+        notify = bars.methods(advance, settings.monitor)
         return vision_steps.evaluate(settings, space, methods=methods, seeds=seeds, notify=notify)
-
-
-def progress_of(advance: console.Advance, monitor: str) -> Notify:
-    """Progress of methods as a note beside the bar."""
-
-    def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
-        if metrics is None:
-            advance(note=f"{cell}: {training} done")
-        else:
-            advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
-
-    return show
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines import console
+from pipelines import console, options
 
 if TYPE_CHECKING:
     from pipelines.promotion import Promotion
@@ -92,7 +92,7 @@ def promote(
     from pipelines.gate import Limits
 
     out = console.Output(as_json)
-    limits = Limits(tuple(part.strip() for part in metrics.split(",") if part.strip()), margin, segment_margin)
+    limits = Limits(tuple(options.split(metrics)), margin, segment_margin)
     done = promotion.promote(tracking.client(), version, why=why, limits=limits, force=force)
     _show(done, out)
     out.result(done)

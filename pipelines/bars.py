@@ -1,0 +1,48 @@
+"""Progress of trainings, as the commands of both tasks show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from pipelines import console
+
+OnEpoch = Callable[[str, dict[str, float]], None]
+Notify = Callable[[str, str, dict[str, float] | None], None]
+
+
+@contextmanager
+def trainings(monitor: str, epochs_of: Callable[[str], int]) -> Iterator[OnEpoch]:
+    """A bar for every training of a step, host or editor; early stopping ends it before its end.
+
+    Args:
+        monitor: metric shown beside the bar.
+        epochs_of: at most how many epochs a training of this name takes.
+    """
+    bars: dict[str, Any] = {}
+    shown: dict[str, float] = {}
+    with ExitStack() as stack:
+
+        def on_epoch(training: str, metrics: dict[str, float]) -> None:
+            if training not in bars:
+                stack.close()
+                bars[training] = stack.enter_context(console.progress(training, epochs_of(training)))
+            # A training that several parts of a step ask for tells its epochs to each of them.
+            if metrics["epoch"] >= shown.get(training, 0):
+                shown[training] = metrics["epoch"] + 1
+                bars[training](note=f"{monitor} {metrics[monitor]:.4f}")
+
+        yield on_epoch
+
+
+def methods(advance: console.Advance, monitor: str) -> Notify:
+    """Progress of methods, one after another or in several cells at once, as a note beside the bar."""
+
+    def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
+        if metrics is None:
+            advance(note=f"{cell}: {training} done")
+        else:
+            advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
+
+    return show
