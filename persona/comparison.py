@@ -10,7 +10,7 @@ Shapes: U units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,33 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self) | {"differences": {name: d.as_dict() for name, d in self.differences.items()}}
+
+    def gains(self, named: Callable[[str], str] = str) -> dict[str, float]:
+        """Differences to the host with their intervals as single numbers, under names that say so.
+
+        Args:
+            named: the full name of a metric, for example with its protocol.
+        """
+        found = {}
+        for metric, difference in self.differences.items():
+            name = f"{named(metric)}_vs_host"
+            found[name] = difference.interval.mean
+            found[f"{name}_low"] = difference.interval.low
+            found[f"{name}_high"] = difference.interval.high
+        return found
+
+
+def with_host(methods: Sequence[str], known: Collection[str]) -> list[str]:
+    """The methods asked for, all that are known if none, each once, with the host as their reference.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    for name in methods:
+        if name not in known:
+            raise ConfigError(f"unknown method {name!r}: {nearest(name, known)}")
+    chosen = list(dict.fromkeys(methods)) or list(known)
+    return chosen if REFERENCE in chosen else [REFERENCE, *chosen]
 
 
 def compare(seeds: Sequence[Mapping[str, Measured]], reference: str = REFERENCE) -> list[Row]:

@@ -309,9 +309,11 @@ def epochs(settings: RecsysConfig) -> AbstractContextManager[OnEpoch]:
 def _evaluate(
     space: Workspace, settings: RecsysConfig, protocols: list[str], methods: list[str], seeds: int, jobs: int
 ) -> list[recsys_steps.Comparison]:
+    from persona.comparison import with_host
     from pipelines import recsys_steps
+    from recsys.baselines import METHODS
 
-    total = len(protocols) * seeds * len(recsys_steps.with_host(methods))
+    total = len(protocols) * seeds * len(with_host(methods, METHODS))
     with console.progress("methods", total) as advance:
         return recsys_steps.evaluate(
             settings,

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from persona.comparison import Measured, Row, compare
-from persona.errors import ConfigError, DataError, nearest
+from persona.comparison import Measured, Row, compare, with_host
+from persona.errors import ConfigError, DataError
 from persona.storage import read_json, write_json
 from persona.training import FitResult
 from pipelines import cells, figures, recsys_snapshots, registry, snapshots, tracking
@@ -166,7 +167,7 @@ def evaluate(
         notify: called after each epoch and each method.
     """
     protocols = list(protocols) or [config.protocol]
-    chosen = with_host(methods)
+    chosen = with_host(methods, METHODS)
     todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
     tracking.connect(EXPERIMENT)
     with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
@@ -215,7 +216,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
             "host_digest": recommender.host_digest,
             "data_digest": data.digest,
             **tracking.commit_tags(),
-            **_gains(compare([measured])[1], config.protocol),
+            **compare([measured])[1].gains(partial(metric_name, config.protocol)),
         }
         bank = recommender.bank
         version, k = (bank.version, len(bank)) if bank is not None else ("", 0)
@@ -341,34 +342,11 @@ def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured
 
 
 def _logged(row: Row, protocol: str) -> dict[str, float]:
-    metrics = {metric_name(protocol, k): v for k, v in row.metrics.items()} | _gains(row, protocol)
+    named = partial(metric_name, protocol)
+    metrics = {named(k): v for k, v in row.metrics.items()} | row.gains(named)
     cost = {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
     measured = {"refresh_seconds": row.refresh_seconds, "parameters": row.parameters}
     return metrics | cost | {name: float(value) for name, value in measured.items() if value is not None}
-
-
-def _gains(row: Row, protocol: str) -> dict[str, float]:
-    """Differences to the host with their intervals, under names that say so."""
-    gains = {}
-    for metric, difference in row.differences.items():
-        name = metric_name(protocol, metric)
-        gains[f"{name}_vs_host"] = difference.interval.mean
-        gains[f"{name}_vs_host_low"] = difference.interval.low
-        gains[f"{name}_vs_host_high"] = difference.interval.high
-    return gains
-
-
-def with_host(methods: Sequence[str]) -> list[str]:
-    """The methods asked for, all if none, each once, with the host as their reference.
-
-    Raises:
-        ConfigError: a name is unknown.
-    """
-    for name in methods:
-        if name not in METHODS:
-            raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
-    chosen = list(dict.fromkeys(methods)) or list(METHODS)
-    return chosen if "host" in chosen else ["host", *chosen]
 
 
 def _log_data(data: SequenceData, source: str) -> None:

@@ -350,8 +350,10 @@ def _epochs(settings: VisionConfig) -> AbstractContextManager[OnEpoch]:
 def _evaluate(
     space: VisionWorkspace, settings: VisionConfig, methods: list[str], seeds: int
 ) -> vision_steps.Comparison:
+    from persona.comparison import with_host
     from pipelines import vision_steps
+    from vision.baselines import METHODS
 
-    with console.progress("methods", seeds * len(vision_steps.with_host(methods))) as advance:
+    with console.progress("methods", seeds * len(with_host(methods, METHODS))) as advance:
         notify = bars.methods(advance, settings.monitor)
         return vision_steps.evaluate(settings, space, methods=methods, seeds=seeds, notify=notify)

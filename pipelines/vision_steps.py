@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.comparison import Measured, Row, compare
-from persona.errors import ConfigError, nearest
+from persona.comparison import Measured, Row, compare, with_host
 from persona.prototypes import Lineage
 from persona.storage import write_json
 from persona.training import FitResult
@@ -218,7 +217,7 @@ def evaluate(
         seeds: how many, counting up from the settings' seed.
         notify: called after each epoch and each method.
     """
-    chosen = with_host(methods)
+    chosen = with_host(methods, METHODS)
     tracking.connect(EXPERIMENT)
     with tracking.run("evaluate", tags={"step": "evaluate"}):
         tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
@@ -250,36 +249,13 @@ def _log_comparison(comparison: Comparison, config: VisionConfig) -> None:
         with tracking.run(row.method, tags={"method": row.method}):
             tracking.log_params({"method": row.method, "host": config.host, "seeds": comparison.seeds})
             cost = {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
-            tracking.log_metrics_batch(row.metrics | gains(row) | cost)
+            tracking.log_metrics_batch(row.metrics | row.gains() | cost)
             tracking.log_epochs(comparison.of(row.method)[0].history, prefix=f"seed{config.seed}/")
     tracking.log_json(comparison.as_dict(), "comparison/devices.json")
     figure = figures.method_comparison(comparison.rows, HEADLINES, "devices", comparison.seeds)
     tracking.log_figure(figure, "figures/comparison.png")
     histories = {name: m.history for name, m in comparison.measured[0].items() if m.history}
     tracking.log_figure(figures.learning_curves(histories, config.monitor, "devices"), "figures/learning_curves.png")
-
-
-def gains(row: Row) -> dict[str, float]:
-    """Differences to the host with their intervals, under names that say so."""
-    found = {}
-    for metric, difference in row.differences.items():
-        found[f"{metric}_vs_host"] = difference.interval.mean
-        found[f"{metric}_vs_host_low"] = difference.interval.low
-        found[f"{metric}_vs_host_high"] = difference.interval.high
-    return found
-
-
-def with_host(methods: Sequence[str]) -> list[str]:
-    """The methods asked for, all if none, each once, with the host as their reference.
-
-    Raises:
-        ConfigError: a name is unknown.
-    """
-    for name in methods:
-        if name not in METHODS:
-            raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
-    chosen = list(dict.fromkeys(methods)) or list(METHODS)
-    return chosen if "host" in chosen else ["host", *chosen]
 
 
 @dataclass(frozen=True)
@@ -312,7 +288,7 @@ def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | Non
             "data_digest": problem.data.digest,
             "bank": bank,
             **tracking.commit_tags(),
-            **gains(compare([measured])[1]),
+            **compare([measured])[1].gains(),
         }
         snapshots.log(vision_snapshots.of_release(problem, measured[method], classifier))
         registered = vision_registry.register(work.bundle, classifier, tags, metrics)

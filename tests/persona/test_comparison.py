@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from persona.comparison import Measured, compare, differences
+from persona.comparison import Measured, compare, differences, with_host
 from persona.errors import ConfigError, DataError
 from persona.statistics import paired_bootstrap
 
@@ -75,6 +75,24 @@ def test_a_row_is_plain_json():
     value = json.loads(json.dumps(row.as_dict()))
     assert value["differences"]["uauc"]["mean"] == pytest.approx(0.1125)
     assert value["method"] == "better"
+
+
+def test_gains_are_single_numbers_under_the_names_of_their_protocol():
+    row = compare([{"host": HOST, "better": BETTER}])[1]
+    gains = row.gains("time/{}".format)
+    interval = row.differences["uauc"].interval
+    assert gains["time/uauc_vs_host"] == interval.mean
+    assert (gains["time/uauc_vs_host_low"], gains["time/uauc_vs_host_high"]) == (interval.low, interval.high)
+    assert set(row.gains()) == {name.removeprefix("time/") for name in gains}
+
+
+def test_the_host_is_always_among_the_methods():
+    known = ["host", "duet", "apg"]
+    assert with_host([], known) == known
+    assert with_host(["duet"], known) == ["host", "duet"]
+    assert with_host(["duet", "host", "duet"], known) == ["duet", "host"]
+    with pytest.raises(ConfigError, match="unknown method 'duett': did you mean 'duet'"):
+        with_host(["host", "duett"], known)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from pipelines import console, recsys_show, recsys_steps
 from pipelines.cli import main
 from pipelines.workspace import Workspace
 from recsys import catalogue
-from recsys.baselines import METHODS
 from recsys.columns import ITEM, USER
 from recsys.recommender import Ranked, Recommendation, Recommender
 from tests.recsys.toy import personalised, sequences, walks
@@ -370,14 +369,6 @@ def test_the_user_shown_is_the_one_active_last_with_a_history_worth_showing(tmp_
     data = sequences([[1, 2, 3] * 5, [4, 5] * 6, [7]])
     data.save(space.prepared)
     assert recsys_steps.latest_user(space) == "u1", "u2 came later, with one event"
-
-
-def test_the_host_is_always_among_the_methods():
-    assert recsys_steps.with_host([]) == list(METHODS)
-    assert recsys_steps.with_host(["duet"]) == ["host", "duet"]
-    assert recsys_steps.with_host(["duet", "host", "duet"]) == ["duet", "host"]
-    with pytest.raises(ConfigError, match="unknown method 'duett': did you mean 'duet'"):
-        recsys_steps.with_host(["host", "duett"])
 
 
 def test_a_comparison_is_read_where_it_was_left(space):
