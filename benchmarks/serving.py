@@ -138,6 +138,8 @@ def rival(folder: Path) -> Iterator[Server]:
     }
     import mlflow
 
+    from pipelines.registry import signature
+
     port, root = free_port(), Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
@@ -146,6 +148,7 @@ def rival(folder: Path) -> Iterator[Server]:
             python_model=str(root / "pipelines" / "pyfunc_recommender.py"),
             artifacts={"bundle": str(folder)},
             code_paths=[str(root / "persona"), str(root / "recsys")],
+            signature=signature(),  # without it every request that names k logs a warning
             pip_requirements=[],
         )
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]

@@ -11,7 +11,6 @@ Shapes: B devices, L layers, d code width, K prototypes, m directions, P entries
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
+from persona.arrays import arrays_from_bytes, arrays_to_bytes
 from persona.errors import FormatError
 
 FORMAT, FORMAT_VERSION = "edit tables", 1
@@ -128,12 +126,7 @@ class EditTables:
         Raises:
             FormatError: the bytes are damaged or of another version.
         """
-        try:
-            tensors = safetensors.numpy.load(data)
-            size = int.from_bytes(data[:8], "little")
-            header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["persona"])
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise FormatError(f"the edit tables are damaged ({error}): fetch the bundle again") from error
+        tensors, header = arrays_from_bytes(data, "the file of edit tables")
         if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
             raise FormatError(
                 f"the edit tables have format {header.get('format')!r} version {header.get('version')!r}, but "
@@ -215,9 +208,9 @@ class EditTables:
         tensors = {}
         for layer in self.layers:
             shape = (1, layer.in_features, layer.out_features)
-            tensors[f"{layer.name}/weight"] = np.ascontiguousarray(unbounded[layer.start : layer.middle]).reshape(shape)
+            tensors[f"{layer.name}/weight"] = unbounded[layer.start : layer.middle].reshape(shape)
             if layer.stop > layer.middle:
-                tensors[f"{layer.name}/bias"] = np.ascontiguousarray(unbounded[None, layer.middle : layer.stop])
+                tensors[f"{layer.name}/bias"] = unbounded[None, layer.middle : layer.stop]
         header = {
             "format": "edit",
             "version": 1,
@@ -225,8 +218,7 @@ class EditTables:
             "layers": {layer.name: "dense" for layer in self.layers},
             "precision": "float32",
         }
-        message: bytes = safetensors.numpy.save(tensors, metadata={"persona": json.dumps(header)})
-        return message
+        return arrays_to_bytes(tensors, header)
 
     @property
     def _prefix(self) -> bytes:

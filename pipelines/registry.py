@@ -43,7 +43,7 @@ def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metri
         python_model=str(Path(__file__).with_name("pyfunc_recommender.py")),
         artifacts={"bundle": str(bundle)},
         code_paths=[str(root / "persona"), str(root / "recsys")],
-        signature=_signature(),
+        signature=signature(),
         input_example=example,
         pip_requirements=_requirements(),
         registered_model_name=MODEL,
@@ -96,7 +96,8 @@ def _requirements() -> list[str]:
     return [f"{name}=={version(name)}" for name in (*REQUIREMENTS, *fbgemm)]
 
 
-def _signature() -> Any:
+def signature() -> Any:
+    """What the registered recommender reads and answers, and its parameters, as MLflow wants to know it."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array

@@ -37,7 +37,7 @@ from persona.storage import (
 from recsys.columns import ITEM, TITLE
 from recsys.hosts import Host, HostConfig, make_host
 from recsys.personalised import Personalised
-from recsys.serving import FOLDER, HEADER, ITEMS, digests, read_files
+from recsys.serving import FOLDER, HEADER, ITEMS, digests, read_files, read_items
 
 FORMAT = "persona-recsys-bundle"
 FORMAT_VERSION = 2
@@ -116,7 +116,7 @@ class Bundle:
         if config is not None:
             editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
             _load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
-        items: dict[str, list[Any]] = _read_items(folder / ITEMS, header["items_digest"])
+        items = read_items(folder / ITEMS, header["items_digest"])
         return cls(
             Personalised(host, editor),
             items[ITEM],
@@ -165,17 +165,6 @@ def _load_state(module: torch.nn.Module, path: Path, host: str, digest: str) -> 
         raise FormatError(f"{path} does not fit the settings of its bundle: fetch the bundle again") from error
     if digest_tensors(tensors) != digest:
         raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
-
-
-def _read_items(path: Path, digest: str) -> dict[str, list[Any]]:
-    """Ids, and titles where there are any."""
-    try:
-        items = pl.read_parquet(path).to_dict(as_series=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise FormatError(f"{path} cannot be read: fetch the bundle again") from error
-    if digest_json(items) != digest:
-        raise FormatError(f"{path} is damaged, or of another bundle (its digest differs): fetch the bundle again")
-    return items
 
 
 def _read_bank(folder: Path, editor: ParameterEditor | None, host: str, version: str | None) -> PrototypeBank | None:

@@ -185,7 +185,7 @@ class CompiledRecommender:
         files = read_files(folder, header)
         if files is None:
             raise DataError(f"{folder} was released without its compiled form: run `persona recsys release` again")
-        items = _read_items(folder / ITEMS, header)
+        items = read_items(folder / ITEMS, header.get("items_digest"))
         try:
             model = CompiledModel(files, int(header["host"]["max_length"]))
             made = cls(model, items[ITEM], items.get(TITLE), header["host_digest"])
@@ -306,13 +306,18 @@ def digests(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
-def _read_items(path: Path, header: Mapping[str, Any]) -> dict[str, list[Any]]:
+def read_items(path: Path, digest: str | None) -> dict[str, list[Any]]:
+    """The vocabulary of a bundle: ids, and titles where there are any.
+
+    Raises:
+        FormatError: the file is missing, damaged, or of another bundle.
+    """
     import polars as pl
 
     try:
         items: dict[str, list[Any]] = pl.read_parquet(path).to_dict(as_series=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise FormatError(f"{path} cannot be read: fetch the bundle again") from error
-    if digest_json(items) != header.get("items_digest"):
+    if digest_json(items) != digest:
         raise FormatError(f"{path} is damaged, or of another bundle (its digest differs): fetch the bundle again")
     return items

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.device.arrays import Arrays, arrays_from_bytes, digest_arrays, load_arrays, read_file
+from persona.arrays import Arrays, arrays_from_bytes, digest_arrays, load_arrays, read_file
 from persona.device.changes import Changes, Layer, Region, Stack, decode_edits
 from persona.errors import ConfigError, FormatError, MismatchError, nearest
 from persona.storage import digest_json, read_json

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from persona.arrays import Floats, arrays_from_bytes, read_file
 from persona.cloud import TRUST
-from persona.device.arrays import Floats, arrays_from_bytes, read_file
 from persona.device.bank import DeviceBank
 from persona.device.changes import Layer, Region
 from persona.device.policy import RequestPolicy

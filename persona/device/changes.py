@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.device.arrays import Arrays, Floats, arrays_from_bytes
+from persona.arrays import Arrays, Floats, arrays_from_bytes
 from persona.errors import FormatError, MismatchError
 
 FORMAT, FORMAT_VERSION = "edit", 1

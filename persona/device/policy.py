@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.device.arrays import Floats, arrays_from_bytes, arrays_to_bytes
+from persona.arrays import Floats, arrays_from_bytes, arrays_to_bytes
 from persona.errors import ConfigError, DataError, FormatError
 
 FORMAT, FORMAT_VERSION = "request policy", 1

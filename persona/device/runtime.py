@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.device.arrays import Floats
+from persona.arrays import Floats
 from persona.device.bank import FILES, DeviceBank, check_level
 from persona.device.bundle import DeviceBundle
 from persona.device.changes import Changes, decode_edits

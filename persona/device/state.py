@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from persona.device.arrays import arrays_from_bytes, arrays_to_bytes, read_file
+from persona.arrays import arrays_from_bytes, arrays_to_bytes, read_file
 from persona.errors import FormatError
 from persona.storage import atomic_file
 

@@ -125,6 +125,12 @@ def kmeans(
     return best if rows is None else _lloyd(points, weights, best.centres, iterations, limit, floor)
 
 
+def nearest_centres(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D), (K, D) -> (N,) int64 nearest centre, ties to the lowest index, and (N,) squared distance to it."""
+    sweep = _sweep(points, torch.ones(len(points), dtype=torch.float64, device=points.device), centres)
+    return sweep.labels, sweep.square
+
+
 def _checked(points: Tensor, weights: Tensor | None) -> Tensor:
     if points.ndim != 2 or not len(points):
         raise DataError(f"k-means needs points of shape (N, D), but got {tuple(points.shape)}")

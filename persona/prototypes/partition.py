@@ -8,7 +8,9 @@ Shapes: N contexts, L layers, d code width, K prototypes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,21 +83,43 @@ def fit_bank(
     # Without users all contexts count as one user's: only the sums over each cluster are wanted then.
     owners = torch.zeros(len(codes), dtype=torch.int64, device=codes.device) if users is None else users
     statistics = UserStatistics.collect(codes, owners, found.labels, k, weights)
+    about = {"kind": "fit", "k": k, "seed": seed, "space": space}
+    bank = first_version(metric, statistics, codes, basis_size, about, weights)
+    return Partition(bank, found.labels, found.inertia, found.converged, None if users is None else statistics)
+
+
+def first_version(
+    metric: HeadMetric,
+    statistics: UserStatistics,
+    codes: Tensor,
+    basis_size: int,
+    about: Mapping[str, Any],
+    weights: Tensor | None = None,
+) -> PrototypeBank:
+    """The bank whose prototypes are the mean edits of their members.
+
+    Args:
+        metric: of the editor.
+        statistics: of all members; no prototype may be empty.
+        codes: (N, L, d) that the basis is fitted on.
+        basis_size: directions of the basis, at most.
+        about: metadata of the version.
+        weights: (N,) of ``codes``.
+    """
     centres, members = cluster_means(statistics)
     prototypes = to_dtype(metric.edits(centres), torch.float32)
-    bank = PrototypeBank(
+    return PrototypeBank(
         prototypes=prototypes,
         centres=centres,
         members=members,
-        origin=torch.full((k,), -1),
-        idle=torch.zeros(k, dtype=torch.int64),
+        origin=torch.full((statistics.k,), -1),
+        idle=torch.zeros(statistics.k, dtype=torch.int64),
         basis=fit_basis(metric, prototypes, codes, basis_size, weights),
         bound=metric.bound,
         weight_scales=metric.weight_scales,
         editor=metric.editor,
-        metadata={"kind": "fit", "k": k, "seed": seed, "space": space},
+        metadata=about,
     )
-    return Partition(bank, found.labels, found.inertia, found.converged, None if users is None else statistics)
 
 
 def cluster_means(statistics: UserStatistics) -> tuple[Tensor, Tensor]:

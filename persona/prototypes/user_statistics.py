@@ -9,7 +9,7 @@ Shapes: N contexts, R rows, L layers, d code width, K prototypes, U users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,3 +137,35 @@ def merge(shards: Sequence[UserStatistics]) -> UserStatistics:
     if len({(shard.k, shard.sums.shape[1:]) for shard in shards}) != 1:
         raise MismatchError("these statistics were collected with different banks, so they cannot be added")
     return UserStatistics._grouped([(s.users, s.prototypes, s.counts, s.sums, None) for s in shards], shards[0].k)
+
+
+class StatisticsFold:
+    """Adds up any number of shards one at a time, in memory for about twice the result.
+
+    Like carries in a binary counter: a shard is merged with one of its own size, so that each is copied a logarithmic number
+    of times.
+
+    Args:
+        k: number of prototypes.
+        shape: (L, d) of the codes.
+    """
+
+    def __init__(self, k: int, shape: Iterable[int]) -> None:
+        whole = torch.zeros(0, dtype=torch.int64)
+        self._empty = UserStatistics(whole, whole, whole.double(), torch.zeros(0, *shape, dtype=torch.float64), k)
+        self._waiting: list[UserStatistics] = []
+
+    def add(self, shard: UserStatistics) -> None:
+        """One more shard.
+
+        Raises:
+            MismatchError: it was collected with another bank.
+        """
+        merged = merge([self._empty, shard])
+        while self._waiting and len(self._waiting[-1]) <= 2 * len(merged):
+            merged = merge([self._waiting.pop(), merged])
+        self._waiting.append(merged)
+
+    def result(self) -> UserStatistics:
+        """Statistics of all shards so far."""
+        return merge([self._empty, *self._waiting])
