@@ -1,8 +1,9 @@
 """The prototype bank: partition, assignment, serving levels, refinement, versions.
 
     fit_bank -> PrototypeBank -> Assigner, Server          from training contexts to what devices apply
+    CodeSample -> fit_bank_streamed                        the same from a stream, over many workers
     specialise, choose_k                                   in the cloud, before release
-    UserStatistics -> refine -> Lineage -> forget          after it
+    UserStatistics -> refine -> Lineage -> forget          after it; save_statistics, merge_statistics between workers
 
 Codes (N, L, d) of a ``ParameterEditor`` are all that is read of a context; edits are compared by the ``HeadMetric``.
 """
@@ -19,10 +20,13 @@ from persona.prototypes.metric import SPACES, HeadMetric, editor_digest
 from persona.prototypes.partition import Partition, fit_bank
 from persona.prototypes.plan import RefineConfig
 from persona.prototypes.refinement import Refinement, refine
+from persona.prototypes.sampling import CodeSample, merge_samples
 from persona.prototypes.selection import Candidate, Choice, adjusted_rand_index, choose_k
 from persona.prototypes.serving import Server
 from persona.prototypes.specialisation import Specialised, specialise
-from persona.prototypes.user_statistics import UserStatistics, merge
+from persona.prototypes.statistics_format import load_statistics, merge_statistics, save_statistics
+from persona.prototypes.streaming import CodeBlock, StreamedPartition, fit_bank_streamed
+from persona.prototypes.user_statistics import StatisticsFold, UserStatistics, merge
 
 __all__ = [
     "LEVELS",
@@ -36,6 +40,8 @@ __all__ = [
     "Choice",
     "ClusterSums",
     "Clustering",
+    "CodeBlock",
+    "CodeSample",
     "EditBasis",
     "Forgotten",
     "HeadMetric",
@@ -46,21 +52,28 @@ __all__ = [
     "Refinement",
     "Server",
     "Specialised",
+    "StatisticsFold",
+    "StreamedPartition",
     "UserStatistics",
     "VersionRecord",
     "adjusted_rand_index",
     "choose_k",
     "editor_digest",
     "fit_bank",
+    "fit_bank_streamed",
     "fit_basis",
     "forget",
     "kmeans",
     "load_bank",
+    "load_statistics",
     "merge",
+    "merge_samples",
+    "merge_statistics",
     "message_bytes",
     "receive",
     "refine",
     "same_prototypes",
     "save_bank",
+    "save_statistics",
     "specialise",
 ]
