@@ -20,20 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
+from persona.bundles import BundleFormat, load_state, read_bank
 from persona.editor import EditorConfig, ParameterEditor
-from persona.errors import ConfigError, DataError, FormatError, MismatchError
-from persona.prototypes import PrototypeBank, load_bank, save_bank
-from persona.storage import (
-    atomic_folder,
-    digest_json,
-    digest_tensors,
-    load_tensors,
-    read_json,
-    save_tensors,
-    write_json,
-)
+from persona.errors import ConfigError, FormatError
+from persona.prototypes import PrototypeBank, save_bank
+from persona.storage import atomic_folder, digest_json, digest_tensors, save_tensors, write_json
 from recsys.columns import ITEM, TITLE
 from recsys.hosts import Host, HostConfig, make_host
 from recsys.personalised import Personalised
@@ -41,11 +33,13 @@ from recsys.serving import FOLDER, HEADER, ITEMS, digests, read_files, read_item
 
 FORMAT = "persona-recsys-bundle"
 FORMAT_VERSION = 2
-READABLE = (1, 2)
 
 HOST, EDITOR, BANK = "host.safetensors", "editor.safetensors", "bank"
 
 _ENTRIES = ("host", "editor", "host_digest", "editor_digest", "items_digest", "info")
+HEADER_OF = BundleFormat(
+    FORMAT, HEADER, {1: _ENTRIES, FORMAT_VERSION: (*_ENTRIES, "bank_version")}, "run `persona recsys release` first"
+)
 
 
 @dataclass(frozen=True)
@@ -108,41 +102,23 @@ class Bundle:
             MismatchError: files of the folder belong to different bundles.
         """
         folder = Path(folder)
-        header = _read_header(folder)
+        header = HEADER_OF.read(folder)
         host, config = _built(header, folder / HEADER)
         of_host = header["host_digest"]
-        _load_state(host, folder / HOST, of_host, of_host)
+        load_state(host, folder / HOST, of_host, of_host)
         editor = None
         if config is not None:
             editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
-            _load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
+            load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
         items = read_items(folder / ITEMS, header["items_digest"])
         return cls(
             Personalised(host, editor),
             items[ITEM],
             items.get(TITLE),
             header["info"],
-            _read_bank(folder / BANK, editor, of_host, header.get("bank_version")),
+            read_bank(folder / BANK, of_host, header.get("bank_version"), edited=editor is not None),
             read_files(folder, header),
         )
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    path = folder / HEADER
-    if not path.is_file():
-        raise DataError(f"{folder} holds no bundle (no {HEADER}): run `persona recsys release` first")
-    header = read_json(path)
-    found = header if isinstance(header, dict) else {}
-    if found.get("format") != FORMAT or found.get("version") not in READABLE:
-        raise FormatError(
-            f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
-            f"{' or '.join(map(str, READABLE))} is needed: release the bundle again"
-        )
-    needed = {*_ENTRIES, *(["bank_version"] if found["version"] > 1 else [])}
-    missing = needed - found.keys()
-    if missing:
-        raise FormatError(f"{path} lacks {min(missing)!r}: release the bundle again")
-    return found
 
 
 def _built(header: Mapping[str, Any], path: Path) -> tuple[Host, EditorConfig | None]:
@@ -152,31 +128,3 @@ def _built(header: Mapping[str, Any], path: Path) -> tuple[Host, EditorConfig | 
         return host, None if header["editor"] is None else EditorConfig.from_dict(header["editor"])
     except (ConfigError, TypeError) as error:
         raise FormatError(f"{path} has settings that make no model ({error}): release the bundle again") from error
-
-
-def _load_state(module: torch.nn.Module, path: Path, host: str, digest: str) -> None:
-    """Fill ``module`` with the parameters of this ``digest``, which belong to the host with the digest ``host``."""
-    tensors, header = load_tensors(path)
-    if header.get("host") != host:
-        raise MismatchError(f"{path} belongs to another host than the rest of its bundle: fetch the bundle again")
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise FormatError(f"{path} does not fit the settings of its bundle: fetch the bundle again") from error
-    if digest_tensors(tensors) != digest:
-        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
-
-
-def _read_bank(folder: Path, editor: ParameterEditor | None, host: str, version: str | None) -> PrototypeBank | None:
-    """The bank of this ``version``, which was made for this host; ``Server`` refuses one of another editor."""
-    if version is None:
-        return None
-    bank = load_bank(folder, host)
-    if bank.version != version:
-        raise MismatchError(
-            f"{folder} holds the prototype bank {bank.version[:12]}, but its bundle was released with {version[:12]}: "
-            "fetch the bundle again"
-        )
-    if editor is None:
-        raise FormatError(f"{folder} is a prototype bank in a bundle without an editor: release the bundle again")
-    return bank

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from persona.bundles import BundleFormat, load_state, read_bank
 from persona.editor import EditorConfig
-from persona.errors import ConfigError, DataError, FormatError, MismatchError
-from persona.prototypes import PrototypeBank, load_bank, save_bank
-from persona.storage import atomic_folder, digest_tensors, load_tensors, read_json, save_tensors, write_json
+from persona.errors import ConfigError, FormatError
+from persona.prototypes import PrototypeBank, save_bank
+from persona.storage import atomic_folder, digest_tensors, save_tensors, write_json
 from vision.contexts import ContextReader
 from vision.hosts import Host, HostConfig, make_host
 from vision.personalised import Personalised, make_editor
@@ -35,6 +36,7 @@ HEADER, HOST, READER, EDITOR, BANK = (
     "bank",
 )
 _ENTRIES = ("host", "image_shape", "classes", "context", "editor", "digests", "bank_version", "info")
+HEADER_OF = BundleFormat(FORMAT, HEADER, {FORMAT_VERSION: _ENTRIES}, "run `persona vision release` first")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Bundle:
             MismatchError: files of the folder belong to different bundles.
         """
         folder = Path(folder)
-        header = _read_header(folder)
+        header = HEADER_OF.read(folder)
         try:
             model = _built(header)
         except (ConfigError, TypeError, AttributeError) as error:
@@ -99,31 +101,14 @@ class Bundle:
             raise FormatError(f"{problem}: release the bundle again") from error
         for name, part in ((HOST, model.host), (READER, model.reader), (EDITOR, model.editor)):
             if part is not None:
-                _load_state(part, folder / name, header["digests"][HOST], header["digests"].get(name))
+                load_state(part, folder / name, header["digests"][HOST], header["digests"].get(name))
         return cls(
             model,
             list(header["classes"]),
             tuple(header["image_shape"]),
             header["info"],
-            _read_bank(folder / BANK, model, header["bank_version"]),
+            read_bank(folder / BANK, header["digests"][HOST], header["bank_version"], edited=model.editor is not None),
         )
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    path = folder / HEADER
-    if not path.is_file():
-        raise DataError(f"{folder} holds no bundle (no {HEADER}): run `persona vision release` first")
-    header = read_json(path)
-    found = header if isinstance(header, dict) else {}
-    if found.get("format") != FORMAT or found.get("version") != FORMAT_VERSION:
-        raise FormatError(
-            f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
-            f"{FORMAT_VERSION} is needed: release the bundle again"
-        )
-    missing = set(_ENTRIES) - found.keys()
-    if missing:
-        raise FormatError(f"{path} lacks {min(missing)!r}: release the bundle again")
-    return found
 
 
 def _built(header: Mapping[str, Any]) -> Personalised:
@@ -135,31 +120,3 @@ def _built(header: Mapping[str, Any]) -> Personalised:
     editor = make_editor(host, config)
     editor.host = header["digests"][HOST]
     return Personalised(host, ContextReader(header["context"], host), editor)
-
-
-def _load_state(module: torch.nn.Module, path: Path, host: str, digest: str) -> None:
-    """Fill ``module`` with the parameters of this ``digest``, which belong to the host with the digest ``host``."""
-    tensors, header = load_tensors(path)
-    if header.get("host") != host:
-        raise MismatchError(f"{path} belongs to another host than the rest of its bundle: fetch the bundle again")
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise FormatError(f"{path} does not fit the settings of its bundle: fetch the bundle again") from error
-    if digest_tensors(tensors) != digest:
-        raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
-
-
-def _read_bank(folder: Path, model: Personalised, version: str | None) -> PrototypeBank | None:
-    """The bank of this ``version``, which was made for this host; ``Server`` refuses one of another editor."""
-    if version is None:
-        return None
-    if model.editor is None:
-        raise FormatError(f"{folder} is a prototype bank in a bundle without an editor: release the bundle again")
-    bank = load_bank(folder, model.editor.host)
-    if bank.version != version:
-        raise MismatchError(
-            f"{folder} holds the prototype bank {bank.version[:12]}, but its bundle was released with {version[:12]}: "
-            "fetch the bundle again"
-        )
-    return bank

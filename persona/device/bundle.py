@@ -23,12 +23,12 @@ import numpy as np
 import onnxruntime
 
 from persona.arrays import Floats, arrays_from_bytes, read_file
+from persona.bundles import BundleFormat
 from persona.cloud import TRUST
 from persona.device.bank import DeviceBank
 from persona.device.changes import Layer, Region
 from persona.device.policy import RequestPolicy
 from persona.errors import DataError, FormatError, MismatchError
-from persona.storage import read_json
 
 FORMAT, FORMAT_VERSION = "persona-device-bundle", 1
 HEADER, GRAPH, ADAPTIVE, BANK, POLICY = (
@@ -40,6 +40,14 @@ HEADER, GRAPH, ADAPTIVE, BANK, POLICY = (
 )
 EXECUTORCH_GRAPH = "graph.pte"
 _ENTRIES = ("task", "graph", "host", "layers", "inputs", "outputs", "bound", "bank_version", "settings", "files")
+HEADER_OF = BundleFormat(
+    FORMAT,
+    HEADER,
+    {FORMAT_VERSION: _ENTRIES},
+    "make one with `persona export`",
+    kind="device bundle",
+    again="export the bundle again, or update the device's release",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class DeviceBundle:
             MismatchError: parts of different bundles are mixed.
         """
         folder = Path(folder)
-        header = _read_header(folder)
+        header = HEADER_OF.read(folder)
         if header["graph"] != "onnx":
             raise DataError(f"{folder} was exported for {header['graph']}: export it again with --format onnx")
         files = _read_files(folder, header["files"])
@@ -159,23 +167,6 @@ def region_of(bound: Mapping[str, Any], layers: tuple[Layer, ...]) -> Region:
         for layer, scale in zip(layers, bound["scales"], strict=True)
     )
     return Region(str(bound["kind"]), taus, TRUST * tau * allowed**0.5 if allowed > 0 else float("inf"))
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    path = folder / HEADER
-    if not path.is_file():
-        raise DataError(f"{folder} holds no device bundle (no {HEADER}): make one with `persona export`")
-    header = read_json(path)
-    found = header if isinstance(header, dict) else {}
-    if found.get("format") != FORMAT or found.get("version") != FORMAT_VERSION:
-        raise FormatError(
-            f"{folder} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
-            f"{FORMAT_VERSION} is needed: export the bundle again, or update the device's release"
-        )
-    missing = set(_ENTRIES) - found.keys()
-    if missing:
-        raise FormatError(f"{path} lacks {min(missing)!r}: export the bundle again")
-    return found
 
 
 def _read_files(folder: Path, digests: Any) -> dict[str, bytes]:
