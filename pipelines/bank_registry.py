@@ -30,7 +30,7 @@ from persona.prototypes import LEVELS, PrototypeBank, Refinement, Server, save_b
 from persona.statistics import SeedsInterval
 from persona.storage import write_json
 from pipelines import tracking
-from pipelines.registry import CANDIDATE, Registered, hush
+from pipelines.registry import CANDIDATE, Registered, hush, publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,17 +128,11 @@ def register_bank(model: str, version: BankVersion, *, candidate: bool = True) -
         _write(Path(folder), version)
         client.log_model_artifacts(logged.model_id, folder)
     mlflow.finalize_logged_model(logged.model_id, "READY")
-    mlflow.log_metrics(dict(version.metrics), model_id=logged.model_id)
     if version.edits is not None:
         tracking.log_table(version.edits.table.to_dicts(), "tables/edits.json")
-    number = int(mlflow.register_model(f"models:/{logged.model_id}", model).version)
-    for key, value in (_tags(client, model, version.bank) | dict(version.tags)).items():
-        client.set_model_version_tag(model, str(number), key, str(value))
-    client.update_model_version(model, str(number), description=version.description)
-    for alias, wanted in ((CANDIDATE, candidate), (CHAMPION, first)):
-        if wanted:
-            client.set_registered_model_alias(model, alias, str(number))
-    return Registered(model, number, f"models:/{model}/{number}")
+    tags = _tags(client, model, version.bank) | dict(version.tags)
+    aliases = [alias for alias, wanted in ((CANDIDATE, candidate), (CHAMPION, first)) if wanted]
+    return publish(model, logged.model_id, tags, version.metrics, version.description, aliases)
 
 
 def find(client: MlflowClient, model: str, bank: str) -> Registered | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,14 @@ class Registered:
 
 
 def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metrics: dict[str, float]) -> Registered:
-    """Log ``bundle`` as a model of the active run, register it, and call it the candidate."""
+    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate."""
     import mlflow
     import pandas as pd
 
     hush()
+    description = _description(recommender, tags, metrics)
+    if (known := of_run(MODEL)) is not None:
+        return describe(known, description, [CANDIDATE])
     root = Path(__file__).parents[1]
     example = pd.DataFrame({"history": [recommender.item_ids[:EXAMPLE_LENGTH]]})
     logged = mlflow.pyfunc.log_model(
@@ -46,17 +50,57 @@ def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metri
         signature=signature(),
         input_example=example,
         pip_requirements=_requirements(),
-        registered_model_name=MODEL,
     )
-    client = mlflow.MlflowClient()
-    number = logged.registered_model_version
-    for key, value in tags.items():
-        client.set_model_version_tag(MODEL, number, key, str(value))
-    client.update_model_version(MODEL, number, description=_description(recommender, tags, metrics))
-    client.set_registered_model_alias(MODEL, CANDIDATE, number)
+    return publish(MODEL, logged.model_id, tags, metrics, description, [CANDIDATE])
+
+
+def publish(
+    model: str,
+    logged_model: str,
+    tags: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    description: str,
+    aliases: Iterable[str],
+) -> Registered:
+    """Make a logged model the next version of a registered one. Its tags come with it, so that nobody sees it without them.
+
+    Args:
+        model: name of the registered model.
+        logged_model: id of the logged one.
+        tags: what comparison pages show as text.
+        metrics: what they show as numbers.
+        description: for people.
+        aliases: that point to the version from now on.
+    """
+    import mlflow
+
     if metrics:
-        mlflow.log_metrics(metrics, model_id=logged.model_id)
-    return Registered(MODEL, int(number), f"models:/{MODEL}/{number}")
+        mlflow.log_metrics(dict(metrics), model_id=logged_model)
+    text = {key: str(value) for key, value in tags.items()}
+    number = int(mlflow.register_model(f"models:/{logged_model}", model, tags=text).version)
+    return describe(Registered(model, number, f"models:/{model}/{number}"), description, aliases)
+
+
+def describe(registered: Registered, description: str, aliases: Iterable[str]) -> Registered:
+    """Give a version its description and aliases."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    client.update_model_version(registered.name, str(registered.version), description=description)
+    for alias in aliases:
+        client.set_registered_model_alias(registered.name, alias, str(registered.version))
+    return registered
+
+
+def of_run(model: str) -> Registered | None:
+    """The version of a registered model that the active run has made already, as one does that was killed and goes on."""
+    import mlflow
+
+    active = mlflow.active_run()
+    assert active is not None, "a version is registered inside a run"
+    for entry in mlflow.MlflowClient().search_model_versions(f"name = '{model}' and run_id = '{active.info.run_id}'"):
+        return Registered(model, int(entry.version), f"models:/{model}/{entry.version}")
+    return None
 
 
 def download(uri: str, into: Path | None = None) -> Path:
@@ -92,8 +136,17 @@ def hush() -> None:
 
 def _requirements() -> list[str]:
     """What is needed, as it is installed here: fbgemm is one package for CPUs, and another one for GPUs."""
-    fbgemm = [name.replace("_", "-") for name in packages_distributions()["fbgemm_gpu"]]
-    return [f"{name}=={version(name)}" for name in (*REQUIREMENTS, *fbgemm)]
+    return [
+        f"{name}=={version(name)}" for name in (*REQUIREMENTS, "fbgemm-gpu" if _has("fbgemm-gpu") else "fbgemm-gpu-cpu")
+    ]
+
+
+def _has(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def signature() -> Any:

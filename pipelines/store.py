@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from enum import Enum, auto
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +101,7 @@ def state(path: Path, patience: float = 5.0) -> State:
     return State.OLDER if found <= known else State.NEWER
 
 
+@cache
 def _revisions() -> tuple[str, set[str]]:
     """The schema revision of the installed MLflow, and all those it knows how to upgrade."""
     from alembic.script import ScriptDirectory

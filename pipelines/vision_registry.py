@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from persona.prototypes import PrototypeBank
-from pipelines.registry import CANDIDATE, Registered, hush
+from pipelines.registry import CANDIDATE, Registered, describe, hush, of_run, publish
 from vision.classifier import Classifier
 
 MODEL = "persona-vision"
@@ -20,10 +20,13 @@ REQUIREMENTS = ("torch", "torchvision", "safetensors", "numpy", "pandas", "polar
 
 
 def register(bundle: Path, classifier: Classifier, tags: Mapping[str, Any], metrics: Mapping[str, float]) -> Registered:
-    """Log ``bundle`` as a model of the active run, register it, and call it the candidate."""
+    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate."""
     import mlflow
 
     hush()
+    description = _description(classifier, metrics)
+    if (known := of_run(MODEL)) is not None:
+        return describe(known, description, [CANDIDATE])
     root = Path(__file__).parents[1]
     channels, height, width = classifier.image_shape
     example = np.zeros((EXAMPLE_IMAGES, height, width, channels), np.uint8)
@@ -35,11 +38,8 @@ def register(bundle: Path, classifier: Classifier, tags: Mapping[str, Any], metr
         signature=_signature(classifier.image_shape),
         input_example=example,
         pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-        registered_model_name=MODEL,
     )
-    if metrics:
-        mlflow.log_metrics(dict(metrics), model_id=logged.model_id)
-    return _as_candidate(MODEL, logged.registered_model_version, tags, _description(classifier, metrics))
+    return publish(MODEL, logged.model_id, tags, metrics, description, [CANDIDATE])
 
 
 def register_bank(
@@ -62,21 +62,8 @@ def register_bank(
     logged = mlflow.initialize_logged_model(name="prototypes", model_type="prototype bank", params=params)
     client.log_model_artifacts(logged.model_id, str(folder))
     mlflow.finalize_logged_model(logged.model_id, "READY")
-    if metrics:
-        mlflow.log_metrics(dict(metrics), model_id=logged.model_id)
-    made = mlflow.register_model(f"models:/{logged.model_id}", BANKS)
-    return _as_candidate(BANKS, made.version, {"version": bank.version, "parent": bank.parent, **tags}, text)
-
-
-def _as_candidate(model: str, number: Any, tags: Mapping[str, Any], text: str) -> Registered:
-    import mlflow
-
-    client = mlflow.MlflowClient()
-    for key, value in tags.items():
-        client.set_model_version_tag(model, str(number), key, str(value))
-    client.update_model_version(model, str(number), description=text)
-    client.set_registered_model_alias(model, CANDIDATE, str(number))
-    return Registered(model, int(number), f"models:/{model}/{number}")
+    known = {"version": bank.version, "parent": bank.parent, **tags}
+    return publish(BANKS, logged.model_id, known, metrics, text, [CANDIDATE])
 
 
 def _signature(image_shape: tuple[int, int, int]) -> Any:

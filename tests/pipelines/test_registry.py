@@ -88,6 +88,18 @@ def check_no_pickle(model):
     assert not [path for path in files(model) if path.read_bytes().startswith((b"\x80\x04", b"\x80\x05", b"PK\x03"))]
 
 
+def test_a_release_that_was_killed_and_goes_on_registers_no_second_version(release, recommender, bundle):
+    release()
+    client = mlflow.MlflowClient()
+    made = client.get_model_version("persona-recsys", "1")
+    client.delete_registered_model_alias("persona-recsys", "candidate")
+    with tracking.run("release", run_id=made.run_id):
+        again = registry.register(bundle, recommender, {"mode": "joint"}, {"time/uauc": 0.9})
+    assert again.version == 1
+    assert [v.version for v in client.search_model_versions("name = 'persona-recsys'")] == [1]
+    assert client.get_model_version_by_alias("persona-recsys", "candidate").run_id == made.run_id
+
+
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
