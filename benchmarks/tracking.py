@@ -4,8 +4,9 @@
 
 Runs the recommender's whole pipeline in a folder of its own with clocks in everything that logs: runs, parameters, metrics,
 files and figures (logging); and separately the registration of the finished bundle, which packs the code and calls the model
-once to check it (registration); and the import of MLflow. Clocks do not run twice where one such call makes another. Time is
-counted as processor time, which a busy machine does not change, and as wall time.
+once to check it (registration); making the database, once for all runs that a store will ever have; and the import of MLflow.
+Of clocks inside each other only the innermost runs. Time is counted as processor time, which a busy machine does not change,
+and as wall time.
 """
 
 from __future__ import annotations
@@ -34,28 +35,27 @@ LOGGING = (
 
 
 class Clocks:
-    """Processor and wall seconds by name; the outermost of nested clocks counts."""
+    """Processor and wall seconds by name; what a clock inside another one counts is taken off the outer one."""
 
     def __init__(self) -> None:
         self.processor: dict[str, float] = defaultdict(float)
         self.wall: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
-        self._running = False
+        self._inner: list[tuple[float, float]] = []
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Count the block, unless a clock is running already."""
-        if self._running:
-            yield
-            return
-        self._running, cpu, wall = True, time.process_time(), time.perf_counter()
+        """Count the block, without what other clocks count of it."""
+        outer, self._inner = self._inner, []
+        cpu, wall = time.process_time(), time.perf_counter()
         try:
             yield
         finally:
-            self.processor[name] += time.process_time() - cpu
-            self.wall[name] += time.perf_counter() - wall
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            self.processor[name] += cpu - sum(inner for inner, _ in self._inner)
+            self.wall[name] += wall - sum(inner for _, inner in self._inner)
             self.calls[name] += 1
-            self._running = False
+            self._inner = [*outer, (cpu, wall)]
 
     def wrap(self, module: ModuleType, function: str, name: str) -> None:
         """Count every call of a module's function."""
@@ -74,7 +74,7 @@ def install(clocks: Clocks) -> None:
     with clocks.of("import of mlflow"):
         import mlflow
         import mlflow.pyfunc
-    from pipelines import figures, recsys_steps, registry, snapshots, tracking
+    from pipelines import figures, recsys_steps, registry, snapshots, store, tracking
 
     for function in LOGGING:
         clocks.wrap(tracking, function, "logging")
@@ -86,6 +86,7 @@ def install(clocks: Clocks) -> None:
     clocks.wrap(recsys_steps, "_log_data", "logging")
     clocks.wrap(snapshots, "log", "logging")
     clocks.wrap(registry, "register", "registration")
+    clocks.wrap(store, "_create", "making the database")
 
 
 def main() -> None:
