@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.serving import errors, listing
 from pipelines.serving.batching import Batcher
-from pipelines.serving.bodies import LONGEST_MS, body_of, field_names, read, to_bytes
+from pipelines.serving.bodies import LONGEST_MS, body_of, field_names, parse, to_bytes, whole
 from pipelines.serving.config import ServingConfig
 from pipelines.serving.errors import Problem, Refusal
-from pipelines.serving.gate import BUG, Gate
+from pipelines.serving.gate import BUG, Gate, refuse
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.models import Models
 from pipelines.serving.scoring import INVOCATIONS
@@ -27,7 +27,8 @@ from pipelines.serving.sources import Source
 
 BINARY = "application/octet-stream"
 DEADLINE = "x-deadline-ms"
-Endpoint = Callable[[Request], Awaitable[Response]]
+# Headers by names in lower case, and a body -> those of the answer.
+Endpoint = Callable[[Mapping[str, str], bytes], Awaitable[tuple[dict[str, str], bytes]]]
 _REFUSALS = (400, 401, 413, 415, 422, 429, 500, 503)
 
 
@@ -117,21 +118,25 @@ class Service:
     def _add(self, api: FastAPI, operation: Operation) -> None:
         names = sorted(field_names(operation.request))
 
-        async def endpoint(request: Request) -> Response:
-            seconds = self.seconds(request.headers)
-            reply = await self.ask(await read(request, operation.request, names), seconds)
-            if operation.binary and BINARY in request.headers.get("accept", ""):
+        async def endpoint(headers: Mapping[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
+            seconds = self.seconds(headers)
+            reply = await self.ask(parse(headers, body, operation.request, names), seconds)
+            if operation.binary and BINARY in headers.get("accept", ""):
                 told = {key: reply.content[key] for key in ("level", "prototype", "host", "bank")}
-                headers = {f"x-persona-{key}": "" if value is None else str(value) for key, value in told.items()}
-                return Response(reply.message, media_type=BINARY, headers=headers)
-            return Response(to_bytes(reply.content), media_type="application/json")
+                versions = {f"x-persona-{key}": "" if value is None else str(value) for key, value in told.items()}
+                return {"content-type": BINARY, **versions}, reply.message or b""
+            return {"content-type": "application/json"}, to_bytes(reply.content)
+
+        async def documented(request: Request) -> Response:
+            answered, content = await endpoint(request.headers, await request.body())
+            return Response(content, headers=answered)
 
         self._endpoints[operation.path] = endpoint
         content = {BINARY: {"schema": {"type": "string", "format": "binary"}}} if operation.binary else {}
         statuses = (*_REFUSALS, 404, *((409,) if operation.conflicts else ()))
         api.add_api_route(
             operation.path,
-            endpoint,
+            documented,
             methods=["POST"],
             summary=operation.summary,
             description=operation.description,
@@ -166,12 +171,16 @@ class _Direct:
         if endpoint is None or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        request = Request(scope, receive)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
-            response = await endpoint(request)
+            answered, content = await endpoint(headers, await whole(receive))
         except Refusal as refusal:
-            response = await _refused(request, refusal)
-        await response(scope, receive, send)
+            await refuse(refusal, send)
+            return
+        listed = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answered.items()]
+        listed.append((b"content-length", b"%d" % len(content)))
+        await send({"type": "http.response.start", "status": 200, "headers": listed})
+        await send({"type": "http.response.body", "body": content})
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
+from starlette.types import Message
 
 
 class Refusal(Exception):
@@ -26,6 +28,15 @@ class Refusal(Exception):
     def body(self) -> bytes:
         """The JSON document of the answer."""
         return json.dumps({"error": str(self), "kind": self.kind}).encode()
+
+    @cached_property
+    def messages(self) -> tuple[Message, Message]:
+        """The answer as ASGI sends it; made once, for the same refusal may go to thousands a second."""
+        body = self.body()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **self.headers}
+        listed = [(name.encode(), value.encode()) for name, value in headers.items()]
+        start = {"type": "http.response.start", "status": self.status, "headers": listed}
+        return start, {"type": "http.response.body", "body": body}
 
 
 class Problem(BaseModel):

@@ -134,11 +134,8 @@ class _Limited:
 
 async def refuse(refusal: Refusal, send: Send) -> None:
     """Send a refusal as JSON."""
-    body = refusal.body()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-    listed = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": listed})
-    await send({"type": "http.response.body", "body": body})
+    for message in refusal.messages:
+        await send(message)
 
 
 def _too_large(limit: int) -> Refusal:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.serving import errors, scoring
-from pipelines.serving.bodies import body_of, read, to_bytes
+from pipelines.serving.bodies import body_of, parse, to_bytes
 
 if TYPE_CHECKING:
     from pipelines.serving.app import Service
@@ -82,7 +82,7 @@ def _add_scoring(api: FastAPI, service: Service) -> None:
     async def invocations(request: Request) -> Response:
         """What `mlflow models serve` answers for the same model."""
         seconds = service.seconds(request.headers)
-        body: scoring.Scoring = await read(request, scoring.Scoring, names)
+        body: scoring.Scoring = parse(request.headers, await request.body(), scoring.Scoring, names)
         replies = await asyncio.gather(*(service.ask(row, seconds) for row in body.requests()))
         return Response(
             to_bytes({"predictions": [scoring.prediction(reply.content) for reply in replies]}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
@@ -47,6 +48,9 @@ def run(service: Service, host: str, port: int) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     service.models.refresh()
+    # What is there now stays: a look through all of it for garbage would stop the service for some 50 ms, again and again.
+    gc.collect()
+    gc.freeze()
     config = uvicorn.Config(
         service.app,
         host=host,
