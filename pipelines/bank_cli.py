@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,8 @@ REFINE_EXAMPLES = (
     "Examples:\n\n"
     "persona recsys refine --events today.csv                        a log of new events, with the columns of the first\n\n"
     "persona recsys refine --last 30                                 the last 30 days of the prepared log\n\n"
-    "persona recsys refine --window 2016-09-01 2016-10-01            events of September"
+    "persona recsys refine --window 2016-09-01 2016-10-01            events of September\n\n"
+    "persona recsys refine --statistics stats/                       what `collect` wrote on several workers"
 )
 
 
@@ -64,6 +66,12 @@ def refine(
     window: Annotated[
         tuple[str, str] | None, typer.Option(metavar="START END", help="Dates or seconds since 1970, END left out.")
     ] = None,
+    statistics: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File that `collect` wrote, or a folder of them; events then only serve to compare. Repeatable."
+        ),
+    ] = None,
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of the way to the members' robust mean edit.")] = 0.5,
     budget: Annotated[float, typer.Option(min=0, help="Largest movement, as a share of the host's own weights.")] = 0.1,
     min_users: Annotated[int, typer.Option(min=1, help="Users without whom a prototype does not move.")] = 10,
@@ -83,6 +91,7 @@ def refine(
         columns={"user": user_column, "item": item_column, "time": time_column},
         window=window,
         days=last,
+        statistics=statistics or (),
         limits=RefineConfig(eta=eta, budget=budget, min_users=min_users),
     )
     show_refined(refined, out)
@@ -138,7 +147,8 @@ def show_refined(refined: Banked, out: console.Output) -> None:
         f"changed prototype; {refined.registered.uri}"
     )
     out.say(
-        "It has the alias 'candidate', and the next `release` packs it"
+        ("" if report["compared"] else "It was not compared, for want of events (--events, --last or --window). ")
+        + "It has the alias 'candidate', and the next `release` packs it"
         if refined.served
         else "It is behind its parent on these events, so the parent goes on being served"
     )

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from persona.comparison import Measured
 from persona.errors import ConfigError
-from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refinement, Server, UserStatistics
+from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refinement, Server
 from persona.prototypes import refine as refine_bank
 from persona.statistics import SeedsInterval
 from pipelines import bank_figures, recsys_snapshots, snapshots, tracking
@@ -30,19 +29,18 @@ from pipelines.bank_registry import (
     register_bank,
     sample_edits,
 )
+from pipelines.collecting import new_events, of_files, of_window
 from pipelines.recsys_steps import EXPERIMENT, OnEpoch, load_recommender
 from pipelines.registry import Registered
 from pipelines.workspace import Workspace
-from recsys import catalogue
-from recsys.bank import BankConfig, FittedBank, Notify, codes_of, evaluate_levels, fit_prototypes, user_numbers
+from recsys.bank import BankConfig, FittedBank, Notify, evaluate_levels, fit_prototypes
 from recsys.baselines import Problem, train_method
 from recsys.config import RecsysConfig
 from recsys.evaluation import Evaluated, Evaluation
-from recsys.log import read_log
 from recsys.metrics import metric_name
 from recsys.personalised import Personalised
 from recsys.recommender import Recommender
-from recsys.windows import Window, last_days, log_window, moment, prepared_window
+from recsys.windows import Window
 
 MODEL = "persona-recsys-prototypes"
 # Levels at which versions of a bank differ.
@@ -125,12 +123,14 @@ def refine(
     columns: Mapping[str, str | None] | None = None,
     window: tuple[str, str] | None = None,
     days: float = 0.0,
+    statistics: Sequence[Path] = (),
     limits: RefineConfig | None = None,
 ) -> Banked:
     """Refine the bank at the head of the lineage with the edits of new events: no labels, no gradients.
 
     The new version is compared with its parent on the new events; one that is behind, with its interval below zero, is kept
-    in the lineage and registered, but is no candidate, and its parent goes on being served.
+    in the lineage and registered, but is no candidate, and its parent goes on being served. Where workers collected the
+    ``statistics``, the events need not be given; if they are, they only serve to compare.
 
     Args:
         work: with a released bundle.
@@ -138,10 +138,12 @@ def refine(
         columns: of this log; those of the prepared log by default.
         window: start and end of a window of the prepared log, or
         days: the last days of the prepared log.
+        statistics: files that ``collect`` wrote with the bank at the head, or folders with them.
         limits: how far prototypes may move.
 
     Raises:
         ConfigError: not exactly one of source, window and days is given, or there is no bank of the bundle yet.
+        MismatchError: statistics were collected with another version of the bank.
     """
     limits = limits or RefineConfig()
     recommender = load_recommender(work.bundle)
@@ -153,40 +155,40 @@ def refine(
         raise ConfigError(f"{lineage.root} has no bank of the released bundle: run `persona recsys prototypes` first")
     bank, metric = lineage.load(), HeadMetric(editor)
     bank.check(metric)
-    found = _window(work, recommender, source, columns or {}, window, days)
+    merged = of_files(statistics, bank) if statistics else None
+    found = None
+    if merged is None or source or window is not None or days:
+        found = new_events(work, recommender.item_ids, source=source, columns=columns, window=window, days=days)
     tracking.connect(EXPERIMENT)
     with tracking.run("refine", tags={"step": "refine"}):
-        tracking.log_params({f"refine.{name}": value for name, value in asdict(limits).items()} | found.describe())
-        context, owners = found.contexts(recommender.model.host.config.max_length)
-        codes = codes_of(recommender.model, context)
-        numbers = user_numbers(found.data.user_ids.to_list())[torch.from_numpy(owners)]
-        nearest = Server(editor, bank).assign(codes)
-        statistics = UserStatistics.collect(codes, numbers, nearest, len(bank))
-        refinement = refine_bank(bank, metric, statistics, limits)
-        report = refinement.report() | {"window": found.describe()}
-        lineage.save(refinement.bank, statistics, report)
+        if merged is None:
+            assert found is not None
+            merged = of_window(recommender, bank, found)
+        tracking.log_params({f"refine.{name}": value for name, value in asdict(limits).items()} | merged.window)
+        refinement = refine_bank(bank, metric, merged.statistics, limits)
+        report = refinement.report() | {"window": merged.window, "compared": found is not None}
+        lineage.save(refinement.bank, merged.statistics, report)
         parent, child = (
             Recommender(recommender.model, recommender.item_ids, recommender.titles, recommender.info, version)
             for version in (bank, refinement.bank)
         )
-        changes, summary = _on_window(found, parent, child)
+        changes, summary = ({}, {}) if found is None else _on_window(found, parent, child)
         served = not any(_behind(changes, f"window/{metric}_vs_parent") for metric in ("uauc", "ndcg_10"))
         if not served:
             lineage.restore(bank.version)
         tracking.log_json(report | {"changes": {k: v.as_dict() for k, v in changes.items()}}, "refinement.json")
-        names = found.data.user_ids.gather(owners).to_list()
         _log_snapshot(work, child)
         version = BankVersion(
             refinement.bank,
             _server(child),
-            _refined_text(refinement, found, changes, served),
+            _refined_text(refinement, merged.window, changes, served),
             bank_metrics(refinement.bank, refinement) | summary | as_metrics(changes),
             refinement_tags(refinement.bank, refinement)
-            | {"data_digest": found.data.digest, "served": str(served)}
+            | {"data_digest": merged.digest, "served": str(served)}
             | _as_tags(changes),
-            sample_edits(_server(child), codes, names),
+            sample_edits(_server(child), merged.codes, merged.names),
             {
-                "prototype_map": bank_figures.prototype_map(_server(child), codes),
+                "prototype_map": bank_figures.prototype_map(_server(child), merged.codes),
                 "movement": bank_figures.movement(refinement.movement, _layers(bank)),
                 "assignment_flow": bank_figures.assignment_flow(refinement.flow, refinement.bank.origin.tolist()),
             },
@@ -195,30 +197,6 @@ def refine(
         registered = register_bank(MODEL, version, candidate=served)
     new = refinement.bank
     return Banked(new.version, bank.version, "refine", len(new), registered, dict(version.metrics), report, served)
-
-
-def _window(
-    work: Workspace,
-    recommender: Recommender,
-    source: str,
-    columns: Mapping[str, str | None],
-    window: tuple[str, str] | None,
-    days: float,
-) -> Window:
-    if [bool(source), window is not None, days > 0].count(True) != 1:
-        raise ConfigError("say which events are new: a log (--events), a window of the prepared log, or its last days")
-    if not source:
-        data = work.data()
-        start, end = last_days(data, days) if window is None else (moment(window[0]), moment(window[1]))
-        return prepared_window(data, recommender.item_ids, start, end)
-    before = work.data() if work.prepared.exists() else None
-    named = {role: column for role, column in columns.items() if column}
-    if source in catalogue.CATALOGUE:
-        return log_window(catalogue.load(source), recommender.item_ids, before)
-    if before is not None and not named:
-        known = before.meta.get("log", {}).get("columns", {})
-        named = {role: known[role] for role in ("user", "item", "time") if known.get(role)}
-    return log_window(read_log(Path(source), **named), recommender.item_ids, before)
 
 
 def _register_fitted(
@@ -354,9 +332,10 @@ def _fitted_text(bank: PrototypeBank, fitted: FittedBank, changes: Mapping[str, 
     return "\n\n".join(lines)
 
 
-def _refined_text(refinement: Refinement, window: Window, changes: Mapping[str, SeedsInterval], served: bool) -> str:
+def _refined_text(
+    refinement: Refinement, described: Mapping[str, Any], changes: Mapping[str, SeedsInterval], served: bool
+) -> str:
     """The description of a refined version, for people."""
-    described = window.describe()
     lines = [
         f"Refined from {refinement.bank.parent[:12]} with {int(refinement.contexts.sum()):,} contexts of "
         f"{described['users']:,} users, {described['from']} to {described['to']}: no labels, no gradients.",

@@ -11,6 +11,7 @@ from persona import runtime
 from persona.errors import ConfigError
 from pipelines import (
     bank_cli,
+    collect_cli,
     console,
     doctor,
     export_cli,
@@ -31,6 +32,7 @@ PortOption = Annotated[int, typer.Option(help="Port of the MLflow UI.", min=1, m
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(recsys_cli.app, name="recsys")
 bank_cli.register(recsys_cli.app)
+collect_cli.register(recsys_cli.app)
 replay_cli.register(recsys_cli.app)
 app.add_typer(vision_cli.app, name="vision")
 workbench_cli.register(app)
