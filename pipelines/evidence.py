@@ -172,7 +172,8 @@ def run(
     if not space.prepared.exists():
         recsys_steps.prepare(source_of(experiment, data_folder), space, baskets=experiment.baskets)
     data = space.data()
-    key = digest_json({"data": data.digest, "settings": experiment.config.as_dict(), **_plain(experiment)})
+    settings = experiment.config.host_settings() | experiment.config.editor_settings()
+    key = digest_json({"data": data.digest, "settings": settings, **_plain(experiment)})
     path = folder / f"{experiment.name}.json"
     if path.exists() and read_json(path)["key"] == key:
         return False

@@ -22,19 +22,22 @@ from persona.storage import read_json, write_json
 from persona.training import FitResult
 from pipelines import cells, figures, recsys_snapshots, registry, snapshots, tracking
 from pipelines.workspace import Workspace
-from recsys import catalogue
 from recsys.bank import served_bank
-from recsys.baselines import METHODS, Problem, Trained, measure, train_method
+from recsys.baselines import METHODS, Problem, Trained, chosen_mode, measure, train_method
 from recsys.config import RecsysConfig
-from recsys.log import read_log
+from recsys.log.streaming import PreparedLog
 from recsys.metrics import metric_name
 from recsys.personalised import Personalised
+from recsys.preparing import prepare_log
 from recsys.recommender import Recommendation, Recommender
-from recsys.sequences import SequenceData, build_sequences
+from recsys.sequences import SequenceData
 
 EXPERIMENT = "recsys"
 # Metrics that tables and figures show; all are logged.
 HEADLINES = {"sampled": ("uauc", "ndcg_10"), "full": ("ndcg_10", "hr_10")}
+
+# Users that MLflow lists with a data set, at most.
+LISTED_USERS = 1_000_000
 
 OnEpoch = Callable[[str, dict[str, float]], None]
 
@@ -62,31 +65,30 @@ def prepare(
     """Read any interaction log and keep it as sequences.
 
     Args:
-        source: a file, a folder of Parquet parts, or the name of a data set of a package.
+        source: a file, a folder of Parquet parts or a pattern of their names, or the name of a data set of a package.
         work: where to.
         columns: explicit names of the columns ``user``, ``item``, ``time``, ``title``, and the ``separator``.
         min_events: leave out users and items with fewer events, counted once.
         baskets: whether events of one user at one time are a set; found out by default.
     """
-    named = {role: column for role, column in (columns or {}).items() if column is not None}
     tracking.connect(EXPERIMENT)
     with tracking.run("prepare", tags={"step": "prepare"}):
         tracking.log_params({"source": source, "min_events": min_events})
-        log = read_log(source, **named) if named else catalogue.resolve(source)
-        data = build_sequences(log, min_user_events=min_events, min_item_events=min_events, baskets=baskets)
-        data.save(work.prepared)
-        tracking.log_params({"data_digest": data.digest})
-        tracking.log_metrics_batch({"users": data.n_users, "items": data.n_items, "events": data.n_events})
-        tracking.log_json(data.meta, "data/report.json")
-        _log_data(data, source)
-    return Prepared(
-        data.n_users,
-        data.n_items,
-        data.n_events,
-        data.baskets,
-        data.digest,
-        [*log.report.lines(), f"baskets {data.meta['baskets']}"],
-    )
+        made = prepare_log(
+            source,
+            work.prepared,
+            columns=columns,
+            min_user_events=min_events,
+            min_item_events=min_events,
+            baskets=baskets,
+        )
+        users, events = len(made.user_ids), int(made.counts.sum())
+        tracking.log_params({"data_digest": made.digest})
+        tracking.log_metrics_batch({"users": users, "items": made.items, "events": events})
+        tracking.log_json(made.meta, "data/report.json")
+        _log_data(made, source)
+    understood = [*made.report.lines(), f"baskets {made.meta['baskets']}"]
+    return Prepared(users, made.items, events, made.baskets, made.digest, understood)
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,10 @@ def pretrain(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = N
     """Train the host whose adaptive layers will be edited."""
 
     def train(problem: Problem) -> tuple[str, FitResult]:
-        if config.mode in ("held_back", "cross_fitted"):
-            problem.early_host()
-        else:
+        if config.mode in ("joint", "frozen"):
             problem.base_host()
+        else:
+            problem.early_host()
         return problem.host_results.popitem()
 
     return _train_step("pretrain", config, work, train, on_epoch)
@@ -117,7 +119,7 @@ def edit(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None)
     """Train the parameter editor in the mode of the settings (and its host, if it is not there yet)."""
 
     def train(problem: Problem) -> tuple[str, FitResult]:
-        name = f"persona_{config.mode}"
+        name = f"persona_{chosen_mode(problem)}"
         return name, train_method(name, problem).result
 
     return _train_step("edit", config, work, train, on_epoch)
@@ -196,12 +198,13 @@ class Released:
 
 def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> Released:
     """Pack host, editor and the bank at the head of their lineage; register the bundle and call it the candidate."""
-    method = f"persona_{config.mode}"
     tracking.connect(EXPERIMENT)
     with tracking.run("release", tags={"step": "release"}):
         tracking.log_params(config.as_dict())
         data = work.data()
         problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
+        mode = chosen_mode(problem)
+        method = f"persona_{mode}"
         measured = {name: measure(problem, name) for name in ("host", method)}
         metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
         recommender = _pack(train_method(method, problem), data, config, metrics, work)
@@ -210,7 +213,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         tags = {
             "host": config.host,
             "preset": config.preset,
-            "mode": config.mode,
+            "mode": mode,
             "protocol": config.protocol,
             "seed": config.seed,
             "host_digest": recommender.host_digest,
@@ -349,14 +352,13 @@ def _logged(row: Row, protocol: str) -> dict[str, float]:
     return metrics | cost | {name: float(value) for name, value in measured.items() if value is not None}
 
 
-def _log_data(data: SequenceData, source: str) -> None:
+def _log_data(made: PreparedLog, source: str) -> None:
     """The data set, as MLflow shows it beside a run: its users, with how much they did."""
-    import numpy as np
     import polars as pl
     from mlflow.data import polars_dataset
 
-    users = pl.DataFrame({"user_id": data.user_ids, "events": np.diff(data.offsets)})
-    tracking.log_dataset(polars_dataset.from_polars(users, name=Path(source).stem, digest=data.digest[:32]))
+    users = pl.DataFrame({"user_id": made.user_ids.head(LISTED_USERS), "events": made.counts[:LISTED_USERS]})
+    tracking.log_dataset(polars_dataset.from_polars(users, name=Path(source).stem, digest=made.digest[:32]))
 
 
 def read_comparison(work: Workspace, protocol: str) -> dict[str, Any]:

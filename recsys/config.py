@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from recsys.hosts import HostConfig
     from recsys.objectives import LossConfig
 
-MODES = ("held_back", "cross_fitted", "joint", "frozen")
+MODES = ("auto", "held_back", "cross_fitted", "joint", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
 EDITOR_SETTINGS = (
     "editor_learning_rate",
@@ -50,7 +50,8 @@ class RecsysConfig(Settings):
         dim: d, 0 takes the preset's.
         max_length: T, 0 takes the preset's.
         dropout: of the host, negative takes the preset's.
-        mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``joint`` or ``frozen``.
+        mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``joint`` or ``frozen``; ``auto`` is the one
+            of the first two that validates better.
         hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
         edit_dropout: share of rows trained without an edit in mode ``joint``.
         transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
@@ -85,7 +86,7 @@ class RecsysConfig(Settings):
     dim: int = 0
     max_length: int = 0
     dropout: float = -1.0
-    mode: str = "held_back"
+    mode: str = "auto"
     hold_back: float = 0.2
     edit_dropout: float = 0.5
     transfer: str = "stacked"

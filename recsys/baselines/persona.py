@@ -59,12 +59,19 @@ def refresh_host(problem: Problem) -> Trained:
 
 
 def train_selected(problem: Problem) -> Trained:
-    """The mode of training, of those that keep the device's shared layers, that validation prefers; ties to the first."""
+    """The mode of training, of those over a host without edits of its own, that validation prefers; ties to the first."""
     trained = [train_held_back(problem), train_cross_fitted(problem)]
     values = [problem.validation.run(t.scorer).summary[problem.config.monitor] for t in trained]
     best = int(values[1] > values[0])
     trained[best].chosen["cross_fitted"] = float(best)
     return trained[best]
+
+
+def chosen_mode(problem: Problem) -> str:
+    """The mode of the settings; for ``auto`` the one that validation prefers, both of which are trained then."""
+    if problem.config.mode != "auto":
+        return problem.config.mode
+    return "cross_fitted" if train_selected(problem).chosen["cross_fitted"] else "held_back"
 
 
 def train_frozen(problem: Problem) -> Trained:

@@ -20,7 +20,22 @@ from tests.recsys.toy import write_walks
 pytestmark = pytest.mark.slow
 
 PERSONA = [sys.executable, "-m", "pipelines.cli"]
-SMALL = ("--host", "gru4rec", "--dim", "8", "--max-length", "5", "--width", "8", "--epochs", "1", "--batch-size", "256")
+SMALL = (
+    "--host",
+    "gru4rec",
+    "--dim",
+    "8",
+    "--max-length",
+    "5",
+    "--width",
+    "8",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "256",
+    "--mode",
+    "held_back",
+)
 
 
 def environment(**more):

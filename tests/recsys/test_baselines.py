@@ -10,7 +10,7 @@ import torch
 from persona.comparison import Measured, compare
 from persona.errors import ConfigError
 from persona.storage import read_json
-from recsys.baselines import METHODS, Problem, measure, train_method
+from recsys.baselines import METHODS, Problem, chosen_mode, measure, train_method
 from recsys.baselines.base import FLOAT_BYTES
 from recsys.baselines.persona import PARTS
 from recsys.baselines.prototypes import training_codes
@@ -152,6 +152,8 @@ def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
     }
     best = float(values["persona_cross_fitted"] > values["persona_held_back"])
     assert trained["persona"].chosen["cross_fitted"] == best
+    assert chosen_mode(problem) == ("held_back", "cross_fitted")[int(best)]
+    assert chosen_mode(problem.with_config(replace(SMALL, mode="joint"))) == "joint"
     assert trained["persona"].refresh_bytes <= 64
 
 
