@@ -1,11 +1,13 @@
-"""Time and memory of preparing a large log: Parquet in, ``SequenceData`` saved, against plain pandas.
+"""Time and memory of preparing a large log: Parquet parts in, ``SequenceData`` saved, against plain pandas.
 
-    python benchmarks/prepare.py --rows 20000000
+    python -m benchmarks.prepare                                              # 1 and 10 million rows, all ways
+    python -m benchmarks.prepare --rows 1000000 10000000 50000000 --ways streamed
 
-Users and items follow power laws, ids are integers, times are seconds of three years. Everything is written into a temporary
-folder, which goes away. Each contender runs in a process of its own, so that peak memory (resident set) is its own, imports
-included. The rival reads the same file with pandas, sorts by user and time, drops duplicates, factorises, and saves the same
-arrays with numpy. Prints one JSON object; CPU seconds (all threads) say what counts where other jobs share the machine.
+Items follow Zipf's law with exponent 1, users a power law; ids are integers, times are seconds of three years; parts have 5 million
+rows. Everything is written into a temporary folder, which goes away. Each way runs in a process of its own, so that peak memory
+(resident set) is its own, imports included. ``streamed`` reads block by block, ``at_once`` the whole log; what they write is compared.
+The rival reads the same parts with pandas, sorts by user and time, drops duplicates, factorises, and saves the same arrays with
+numpy. Prints one JSON object; CPU seconds (all threads) say what counts where other jobs share the machine.
 """
 
 from __future__ import annotations
@@ -21,36 +23,48 @@ import time
 from pathlib import Path
 
 GIB = 2**20  # ru_maxrss is in KiB
+PART = 5_000_000
 
 
-def generate(path: Path, rows: int) -> None:
-    """Write a synthetic log of ``rows`` events, about a user per 40 rows and an item per 100."""
+def generate(folder: Path, rows: int) -> None:
+    """Write a synthetic log of ``rows`` events in parts, about a user per 40 rows and an item per 100."""
     import numpy as np
     import polars as pl
 
-    generator = np.random.default_rng(0)
     users, items = max(rows // 40, 2), max(rows // 100, 2)
-    frame = pl.DataFrame(
-        {
-            "user_id": (users * generator.random(rows) ** 1.5).astype(np.int64),
-            "item_id": (items * generator.random(rows) ** 3).astype(np.int64),
-            "timestamp": generator.integers(1_600_000_000, 1_600_000_000 + 3 * 365 * 86_400, rows),
-        }
-    )
-    frame.write_parquet(path)
+    folder.mkdir()
+    for number, start in enumerate(range(0, rows, PART)):
+        generator = np.random.default_rng([0, number])
+        count = min(PART, rows - start)
+        # The inverse of the distribution function of density 1 / rank, up to ``items``.
+        ranks = np.exp(generator.random(count) * np.log(items)).astype(np.int64)
+        frame = pl.DataFrame(
+            {
+                "user_id": (users * generator.random(count) ** 1.5).astype(np.int64),
+                "item_id": ranks,
+                "timestamp": generator.integers(1_600_000_000, 1_600_000_000 + 3 * 365 * 86_400, count),
+            }
+        )
+        frame.write_parquet(folder / f"part-{number:04}.parquet")
 
 
-def prepare(source: Path, target: Path) -> int:
-    """This project's way; returns the number of events."""
-    from recsys.log import read_log
-    from recsys.sequences import build_sequences
+def streamed(source: Path, target: Path) -> tuple[int, str]:
+    """This project's way for large logs; the number of events, and the digest of the sequences."""
+    from recsys.preparing import prepare_log
 
-    data = build_sequences(read_log(source))
-    data.save(target)
-    return data.n_events
+    made = prepare_log(source, target, at_once=0)
+    return int(made.counts.sum()), made.digest
 
 
-def prepare_with_pandas(source: Path, target: Path) -> int:
+def at_once(source: Path, target: Path) -> tuple[int, str]:
+    """This project's way for other logs."""
+    from recsys.preparing import prepare_log
+
+    made = prepare_log(source, target, at_once=sys.maxsize)
+    return int(made.counts.sum()), made.digest
+
+
+def pandas(source: Path, target: Path) -> tuple[int, str]:
     """The straightforward way with pandas."""
     import numpy as np
     import pandas as pd
@@ -72,20 +86,20 @@ def prepare_with_pandas(source: Path, target: Path) -> int:
         item_ids=item_ids.astype(str).to_numpy(dtype=str),
         ties=ties,
     )
-    return len(frame)
+    return len(frame), ""
 
 
-STEPS = {"persona": prepare, "pandas": prepare_with_pandas}
+WAYS = {way.__name__: way for way in (streamed, at_once, pandas)}
 
 
 def run_step(name: str, folder: Path) -> None:
-    """Run one contender in this process and print what it took."""
+    """Run one way in this process and print what it took."""
     start = time.perf_counter()
-    events = STEPS[name](folder / "log.parquet", folder / name)
+    events, digest = WAYS[name](folder / "log", folder / name)
     seconds, cpu = time.perf_counter() - start, time.process_time()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
     result = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_gib": round(peak, 2), "events": events}
-    print(json.dumps(result))
+    print(json.dumps(result | {"digest": digest[:12]}))
 
 
 def in_fresh_process(*arguments: str) -> str:
@@ -97,31 +111,35 @@ def in_fresh_process(*arguments: str) -> str:
     return output.strip().splitlines()[-1] if output.strip() else ""
 
 
+def measure(rows: int, ways: list[str]) -> dict[str, object]:
+    """One log, prepared in every way."""
+    with tempfile.TemporaryDirectory() as name:
+        in_fresh_process("--rows", str(rows), "--folder", name, "--step", "generate")
+        size = sum(part.stat().st_size for part in (Path(name) / "log").iterdir())
+        result: dict[str, object] = {"rows": rows, "parquet_mb": round(size / 1e6, 1), "load": os.getloadavg()[0]}
+        digests = set()
+        for way in ways:
+            measured = json.loads(in_fresh_process("--folder", name, "--step", way))
+            digests |= {measured["digest"]} - {""}
+            result[way] = {**measured, "rows_per_second": round(rows / measured["seconds"])}
+    assert len(digests) <= 1, "read at once or block by block, a log has to give the same sequences"
+    return result
+
+
 def main() -> None:
-    """Generate, measure every contender, print the comparison."""
+    """Generate, measure every way, print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--step", choices=["generate", *STEPS], help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["generate", *WAYS], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step == "generate":
-        generate(options.folder / "log.parquet", options.rows)
-        return
-    if options.step is not None:
+        generate(options.folder / "log", options.rows[0])
+    elif options.step is not None:
         run_step(options.step, options.folder)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        in_fresh_process("--rows", str(options.rows), "--folder", name, "--step", "generate")
-        size = (Path(name) / "log.parquet").stat().st_size
-        result: dict[str, object] = {
-            "rows": options.rows,
-            "parquet_mb": round(size / 1e6, 1),
-            "load": os.getloadavg()[0],
-        }
-        for step in STEPS:
-            measured = json.loads(in_fresh_process("--folder", name, "--step", step))
-            result[step] = {**measured, "rows_per_second": round(options.rows / measured["seconds"])}
-    print(json.dumps(result, indent=2))
+    else:
+        print(json.dumps([measure(rows, options.ways) for rows in options.rows], indent=2))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Shape letters: N events, U users, V items, B rows asked for, T context length.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,14 +25,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from persona.errors import DataError, FormatError
+from persona.storage import atomic_folder
+from recsys import sequence_files as files
 from recsys.columns import ITEM, TIME, TITLE, USER
 from recsys.ids import canonical_id
 
 if TYPE_CHECKING:
-    from recsys.log import InteractionLog
+    from recsys.log import InteractionLog, LogReport
 
-FORMAT = "persona-sequences"
-FORMAT_VERSION = 1
 BASKET_SHARE = 0.2
 
 Int32Array = NDArray[np.int32]
@@ -86,13 +85,11 @@ class SequenceData:
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hex, over events, users, items and how time is to be read; titles and ``meta`` do not count."""
-        sha = hashlib.sha256(f"{FORMAT}|{self.baskets}|{self.ordered_only}".encode())
-        for array in (self.items, self.times, self.offsets):
-            sha.update(f"|{array.dtype.str}|{array.shape}|".encode())
-            sha.update(np.ascontiguousarray(array).data)
-        for ids in (self.user_ids, self.item_ids):
-            sha.update("\0".join(ids.to_list()).encode())
-        return sha.hexdigest()
+        return files.digest([self.items], [self.times], self.offsets, (self.user_ids, self.item_ids), self._flags)
+
+    @property
+    def _flags(self) -> dict[str, bool]:
+        return {"baskets": self.baskets, "ordered_only": self.ordered_only}
 
     @cached_property
     def item_index(self) -> dict[str, int]:
@@ -180,35 +177,13 @@ class SequenceData:
         Raises:
             FormatError: ``folder`` exists and holds something else, which is left alone.
         """
-        from persona.storage import atomic_folder, write_json
-
         folder = Path(folder)
-        if (
-            folder.exists()
-            and not (folder / "sequences.json").is_file()
-            and (folder.is_file() or any(folder.iterdir()))
-        ):
-            raise FormatError(
-                f"{folder} exists and does not hold sequence data: choose another folder or empty this one"
-            )
-        header = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "digest": self.digest,
-            "baskets": self.baskets,
-            "ordered_only": self.ordered_only,
-            "counts": {"users": self.n_users, "items": self.n_items, "events": self.n_events},
-            "meta": self.meta,
-        }
+        files.check_target(folder)
+        counts = {"users": self.n_users, "items": self.n_items, "events": self.n_events}
         with atomic_folder(folder) as new:
-            pl.DataFrame({"item": self.items, TIME: self.times}).write_parquet(new / "events.parquet")
-            users = pl.DataFrame({USER: self.user_ids, "events": np.diff(self.offsets)})
-            users.write_parquet(new / "users.parquet")
-            items = pl.DataFrame({ITEM: self.item_ids})
-            if self.titles is not None:
-                items = items.with_columns(self.titles.alias(TITLE))
-            items.write_parquet(new / "items.parquet")
-            write_json(new / "sequences.json", header)
+            pl.DataFrame({files.INDEX: self.items, TIME: self.times}).write_parquet(new / files.EVENTS)
+            files.write_tables(new, self.user_ids, np.diff(self.offsets), self.item_ids, self.titles)
+            files.write_header(new, self.digest, self._flags, counts, self.meta)
 
     @classmethod
     def load(cls, folder: str | Path) -> SequenceData:
@@ -218,13 +193,13 @@ class SequenceData:
             FormatError: the folder is missing, holds something else, is of another version, or is damaged.
         """
         folder = Path(folder)
-        header = _read_header(folder)
+        header = files.read_header(folder)
         try:
-            events = pl.read_parquet(folder / "events.parquet")
-            users = pl.read_parquet(folder / "users.parquet")
-            items = pl.read_parquet(folder / "items.parquet")
+            events = pl.read_parquet(folder / files.EVENTS)
+            users = pl.read_parquet(folder / files.USERS)
+            items = pl.read_parquet(folder / files.ITEMS)
             data = _assemble(
-                items=events["item"].to_numpy(),
+                items=events[files.INDEX].to_numpy(),
                 times=events[TIME].to_numpy(),
                 counts=users["events"].to_numpy(),
                 user_ids=users[USER],
@@ -247,28 +222,6 @@ class SequenceData:
         if data.digest != header["digest"]:
             raise FormatError(f"{folder} is damaged (its digest does not fit its contents): prepare the data again")
         return data
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    """The JSON of a saved folder, after it was checked to be of this format and version."""
-    from persona.storage import read_json
-
-    if not (folder / "sequences.json").is_file():
-        raise FormatError(f"{folder} holds no sequence data (no sequences.json): prepare a log into it first")
-    header = read_json(folder / "sequences.json")
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise FormatError(
-            f"{folder / 'sequences.json'} was not written by this project: prepare a log into another folder"
-        )
-    if header.get("version") != FORMAT_VERSION:
-        version = header.get("version")
-        raise FormatError(
-            f"{folder} is of format version {version}, this release reads version {FORMAT_VERSION}: prepare the data again"
-        )
-    missing = {"digest", "baskets", "ordered_only", "meta"} - header.keys()
-    if missing:
-        raise FormatError(f"{folder / 'sequences.json'} is damaged (no {min(missing)!r}): prepare the data again")
-    return header
 
 
 def _assemble(
@@ -341,26 +294,16 @@ def build_sequences(
         users, user_ids = _compact(users[keep], user_ids)
         items, item_ids = _compact(items[keep], item_ids)
         times = times[keep]
-        if len(user_ids) < 2 or len(item_ids) < 2:
-            raise DataError(
-                f"{log.report.source}: no two users and two items are left of users with >= {min_user_events} and items with "
-                f">= {min_item_events} events: lower the minimum"
-            )
-    automatic = not log.report.ordered_only and log.report.ties_share >= BASKET_SHARE
-    meta = {
-        "log": log.report.as_dict(),
-        "min_user_events": min_user_events,
-        "min_item_events": min_item_events,
-        "baskets": _basket_note(log, baskets, automatic),
-    }
+        check_left(log.report.source, len(user_ids), len(item_ids), min_user_events, min_item_events)
+    together, meta = describe(log.report, baskets, min_user_events, min_item_events)
     return _assemble(
         items=items.astype(np.int32) + np.int32(1),
         times=times,
         counts=np.bincount(users, minlength=len(user_ids)),
         user_ids=user_ids,
         item_ids=item_ids,
-        titles=_titles(log.titles, item_ids),
-        baskets=automatic if baskets is None else baskets,
+        titles=titles_of(log.titles, item_ids),
+        baskets=together,
         ordered_only=log.report.ordered_only,
         meta=meta,
     )
@@ -381,18 +324,42 @@ def _compact(codes: NDArray[np.integer], ids: pl.Series) -> tuple[NDArray[np.int
     return new_code[codes], ids.filter(pl.Series(used))
 
 
-def _titles(titles: pl.DataFrame | None, item_ids: pl.Series) -> pl.Series | None:
+def titles_of(titles: pl.DataFrame | None, item_ids: pl.Series) -> pl.Series | None:
     """Titles in the order of the vocabulary, null where the log had none."""
     if titles is None:
         return None
     return pl.DataFrame({ITEM: item_ids}).join(titles, on=ITEM, how="left", maintain_order="left")[TITLE]
 
 
-def _basket_note(log: InteractionLog, asked: bool | None, automatic: bool) -> str:
-    """One line on whether events at one time count as a set, and why."""
-    share = f"{log.report.ties_share:.1%} of the rows share user and time with another one"
-    if asked is not None:
-        return f"{'on' if asked else 'off'}, as asked ({share})"
-    if log.report.ordered_only:
-        return "off: the log has an order, but no time"
-    return f"{'on' if automatic else 'off'}: {share} (on from {BASKET_SHARE:.0%})"
+def describe(
+    report: LogReport, baskets: bool | None, min_user_events: int, min_item_events: int
+) -> tuple[bool, dict[str, Any]]:
+    """Whether events at one time count as a set (``baskets``: as asked for, or None), and the ``meta`` of the data."""
+    share = f"{report.ties_share:.1%} of the rows share user and time with another one"
+    automatic = not report.ordered_only and report.ties_share >= BASKET_SHARE
+    if baskets is not None:
+        note = f"{'on' if baskets else 'off'}, as asked ({share})"
+    elif report.ordered_only:
+        note = "off: the log has an order, but no time"
+    else:
+        note = f"{'on' if automatic else 'off'}: {share} (on from {BASKET_SHARE:.0%})"
+    meta = {
+        "log": report.as_dict(),
+        "min_user_events": min_user_events,
+        "min_item_events": min_item_events,
+        "baskets": note,
+    }
+    return automatic if baskets is None else baskets, meta
+
+
+def check_left(source: str, users: int, items: int, min_user_events: int, min_item_events: int) -> None:
+    """Refuse a filter that leaves fewer than two users or two items.
+
+    Raises:
+        DataError: it does.
+    """
+    if users < 2 or items < 2:
+        raise DataError(
+            f"{source}: no two users and two items are left of users with >= {min_user_events} and items with "
+            f">= {min_item_events} events: lower the minimum"
+        )

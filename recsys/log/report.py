@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 
 from recsys.columns import ColumnMapping
+from recsys.log.arranging import Events
+from recsys.log.tables import Table
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,65 @@ class InteractionLog:
     frame: pl.DataFrame
     titles: pl.DataFrame | None
     report: LogReport
+
+
+@dataclass(frozen=True)
+class Found:
+    """Counts and limits of a log; those of parts with users of their own add up.
+
+    Attributes:
+        rows: read.
+        events: kept.
+        users: distinct.
+        items: distinct.
+        duplicates: dropped.
+        ties: events that have user and second in common with another one.
+        first: the earliest second, or step.
+        last: the latest.
+    """
+
+    rows: int
+    events: int
+    users: int
+    items: int
+    duplicates: int
+    ties: int
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, events: Events, rows: int, users: int, items: int) -> Found:
+        """What arranging ``rows`` rows found."""
+        first, last = int(events.times.min()), int(events.times.max())
+        return cls(rows, len(events.users), users, items, events.duplicates, events.ties, first, last)
+
+
+def log_report(
+    table: Table, mapping: ColumnMapping, time_kind: str, is_date: bool, found: Found, notes: list[str]
+) -> LogReport:
+    """The report; ``notes`` are those on ids, ``time_kind`` and ``is_date`` as in ``Times``."""
+    if found.first == found.last:
+        notes = [*notes, "mind: all events have one and the same time, so only the row order orders them"]
+    if mapping.time is None and mapping.order is None:
+        notes = [*notes, "mind: no column of time or order was found, so the row order counts"]
+    return LogReport(
+        source=table.label,
+        format=table.format,
+        separator=table.separator,
+        header=table.header,
+        columns=mapping,
+        time_kind=time_kind,
+        ordered_only=mapping.time is None,
+        rows=found.rows,
+        events=found.events,
+        users=found.users,
+        items=found.items,
+        duplicates_dropped=found.duplicates,
+        ties_share=found.ties / found.events,
+        first_time=utc(found.first) if is_date else str(found.first),
+        last_time=utc(found.last) if is_date else str(found.last),
+        notes=tuple(notes),
+    )
 
 
 def utc(seconds: int) -> str:

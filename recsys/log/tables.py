@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
@@ -105,18 +108,49 @@ class PandasTable(Table):
                 )
 
 
+class Rows(Table):
+    """Some rows of another table, from ``start`` on, already read; only the places of rows are asked for."""
+
+    def __init__(self, table: Table, start: int) -> None:
+        self.label, self.format, self.names = table.label, table.format, table.names
+        self._table, self._start = table, start
+
+    @override
+    def scan(self, columns: list[str]) -> pl.LazyFrame:
+        return self._table.scan(columns).slice(self._start)
+
+    @override
+    def at(self, row: int) -> str:
+        return self._table.at(self._start + row)
+
+
 class ParquetTable(Table):
-    """A Parquet file, or a folder of parts that are read in the order of their names."""
+    """Parquet parts that are read in the order of their names.
+
+    Attributes:
+        rows: of all parts.
+        schema: of the first part, to whose columns the others have to fit.
+    """
 
     format = "Parquet"
 
-    def __init__(self, path: Path, label: str) -> None:
+    def __init__(self, parts: Sequence[Path], label: str) -> None:
         self.label = label
-        self._parts = sorted(part_paths(path)) if path.is_dir() else [path]
+        self._parts = sorted(parts)
         if not self._parts:
             raise DataError(f"{label}: the folder holds no .parquet file: give a file, or a folder of Parquet parts")
         self._heights, self._schemas = zip(*map(_checked_footer, self._parts), strict=True)
         self.names = list(self._schemas[0])
+        self.rows, self.schema = sum(self._heights), self._schemas[0]
+
+    def blocks(self, columns: list[str], size: int) -> Iterator[tuple[Rows, pl.DataFrame]]:
+        """These columns, ``size`` rows at a time, with the places of the rows; only these rows are read."""
+        starts = list(accumulate(self._heights, initial=0))
+        for start in range(0, self.rows, size):
+            end = min(start + size, self.rows)
+            first, last = bisect_right(starts, start) - 1, bisect_left(starts, end)
+            scan = pl.scan_parquet(self._parts[first:last], extra_columns="ignore").select(columns)
+            yield Rows(self, start), scan.slice(start - starts[first], end - start).collect()
 
     @override
     def scan(self, columns: list[str]) -> pl.LazyFrame:
