@@ -5,52 +5,84 @@ Shapes: W windows, L adaptive layers, d code width, P images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
+from persona.comparison import Measured
 from persona.errors import ConfigError, DataError
 from persona.prototypes import (
     Choice,
     HeadMetric,
-    Lineage,
     PrototypeBank,
     RefineConfig,
+    Refinement,
     Server,
     UserStatistics,
     choose_k,
     fit_bank,
     refine,
 )
+from persona.statistics import SeedsInterval
 from persona.storage import atomic_folder, load_tensors, save_tensors
-from pipelines import registry, tracking, vision_figures, vision_registry
+from pipelines import bank_figures, registry, snapshots, tracking, vision_figures, vision_snapshots
+from pipelines.bank_registry import (
+    BankVersion,
+    Edits,
+    as_metrics,
+    bank_metrics,
+    deltas,
+    refinement_tags,
+    register_bank,
+    sample_edits,
+)
+from pipelines.vision_snapshots import METRICS, PROTOCOL, PROTOTYPE
 from pipelines.vision_steps import EXPERIMENT, OnEpoch, served_by
 from pipelines.vision_workspace import VisionWorkspace
 from vision.baselines import Problem, train_method
 from vision.classifier import LEVELS, Classifier
 from vision.config import VisionConfig
+from vision.evaluation import Evaluated
 from vision.objectives import batched_logits
 from vision.personalised import Personalised
 from vision.prototypes import ServedAtLevel, fit_distinct, window_codes, window_statistics
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MODEL = "persona-vision-prototypes"
 # How far below the best validation accuracy a smaller bank may be.
 TOLERANCE = 0.002
+# Levels at which versions of a bank differ.
+SERVED = (PROTOTYPE, "basis")
+_PREFIX = f"{PROTOCOL} {PROTOTYPE}"
 ANSWERS, STATISTICS = "answers.parquet", "statistics.safetensors"
 
 
 @dataclass(frozen=True)
 class Banked:
-    """A version of the bank."""
+    """A version of the bank.
+
+    Attributes:
+        version: of the bank.
+        parent: that it was made from, empty for a first one.
+        k: number of prototypes.
+        model: its version in the registry.
+        report: what the step has to say.
+        served: whether it is the head of the lineage, which ``release`` packs.
+    """
 
     version: str
     parent: str
     k: int
     model: registry.Registered
     report: dict[str, Any]
+    served: bool = True
 
 
 def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | None = None) -> Banked:
@@ -66,12 +98,30 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
         choice = _choose(problem, model, codes, owners)
         fitted = fit_bank(model.editor, codes, choice.k, seed=config.seed, users=torch.from_numpy(owners))
         report = {"choice": choice.as_dict(), "devices": len(evaluation.devices), "windows": len(codes)}
-        Lineage(work.prototypes, model.editor.host).save(fitted.bank, fitted.statistics, report)
-        gallery = vision_figures.gallery(problem.data, owners, fitted.labels.numpy(), len(fitted.bank))
-        tracking.log_figure(gallery, "figures/gallery.png")
-        banked = _register(fitted.bank, work, report, {f"accuracy_k{c.k}": c.score for c in choice.candidates})
+        work.lineage(model.editor.host).save(fitted.bank, fitted.statistics, report)
+        classifier = Classifier(model, problem.data.class_names, problem.data.image_shape, bank=fitted.bank)
+        measured, changes = _against_host(problem, classifier)
+        tracking.log_json(report, "prototypes/report.json")
+        figures = {
+            "gallery": vision_figures.gallery(problem.data, owners, fitted.labels.numpy(), len(fitted.bank)),
+            "prototype_map": bank_figures.prototype_map(server_of(classifier), codes),
+        }
+        scores = {f"accuracy_k{c.k}": c.score for c in choice.candidates}
+        text = (
+            f"{len(fitted.bank)} prototypes, fitted on {len(codes):,} windows of {len(evaluation.devices):,} devices."
+        )
+        version = BankVersion(
+            fitted.bank,
+            server_of(classifier),
+            _described(text, changes),
+            bank_metrics(fitted.bank) | scores | _summary(measured) | as_metrics(changes),
+            {"data_digest": problem.data.digest, "chosen": "validation and stability", "served": "True"},
+            _sampled(classifier, problem, codes, owners),
+            figures,
+        )
+        registered = _log_version(problem, classifier, measured, version)
     work.remember(config)
-    return banked
+    return Banked(fitted.bank.version, fitted.bank.parent, len(fitted.bank), registered, report)
 
 
 def trained_model(problem: Problem) -> Personalised:
@@ -179,32 +229,53 @@ def _save(statistics: UserStatistics, bank: str, folder: Any) -> None:
 def refine_bank(config: VisionConfig, work: VisionWorkspace, limits: RefineConfig | None = None) -> Banked:
     """A new version of the bank from what devices showed in the last replay; no label, no gradient.
 
+    The new version is compared with its parent on the streams that were replayed; one that is behind, with its interval below
+    zero, is kept in the lineage and registered, but is no candidate, and its parent goes on being served.
+
     Raises:
         ConfigError: there is no bank of this model yet.
         DataError: nothing was replayed, or with another bank.
     """
+    limits = limits or RefineConfig(seed=config.seed)
     tracking.connect(EXPERIMENT)
     with tracking.run("refine", tags={"step": "refine"}):
-        tracking.log_params({**config.as_dict(), "limits": asdict(limits or RefineConfig(seed=config.seed))})
-        model = trained_model(Problem(work.data(), config, folder=work.cells))
+        tracking.log_params({**config.as_dict(), "limits": asdict(limits)})
+        problem = Problem(work.data(), config, folder=work.cells)
+        model = trained_model(problem)
         assert model.editor is not None
-        lineage = Lineage(work.prototypes, model.editor.host)
+        lineage = work.lineage(model.editor.host)
         if not lineage.head or not served_by(lineage, model):
             raise ConfigError(f"{work.prototypes} has no bank of this model: run `persona vision prototypes` first")
         bank = lineage.load()
         window = _window(work, bank)
-        refinement = refine(bank, HeadMetric(model.editor), window, limits or RefineConfig(seed=config.seed))
+        refinement = refine(bank, HeadMetric(model.editor), window, limits)
         report = refinement.report()
         lineage.save(refinement.bank, window, report)
-        tracking.log_figure(vision_figures.movement(refinement.movement, model.editor.specs), "figures/movement.png")
-        tracking.log_figure(vision_figures.flow(refinement.flow), "figures/flow.png")
-        metrics = {
-            f"movement_{spec.name}": float(m)
-            for spec, m in zip(model.editor.specs, refinement.movement.mean(0), strict=True)
-        }
-        banked = _register(refinement.bank, work, report, metrics | {"moved_users": float(len(refinement.moved))})
+        parent, child = (
+            Classifier(model, problem.data.class_names, problem.data.image_shape, bank=version)
+            for version in (bank, refinement.bank)
+        )
+        measured, changes = _against_host(problem, child)
+        old = vision_snapshots.at_levels(problem, parent, (PROTOTYPE,))[PROTOTYPE]
+        found = deltas(_measured(PROTOTYPE, measured[PROTOTYPE]), _measured("parent", old), _PREFIX, METRICS)
+        served = not _behind(found)
+        if not served:
+            lineage.restore(bank.version)
+        changes |= found
+        tracking.log_json(report | {"changes": {k: v.as_dict() for k, v in changes.items()}}, "refinement.json")
+        version = BankVersion(
+            refinement.bank,
+            server_of(child),
+            _described(_refined_text(refinement, served), changes),
+            bank_metrics(refinement.bank, refinement) | _summary(measured) | as_metrics(changes),
+            refinement_tags(refinement.bank, refinement) | {"data_digest": problem.data.digest, "served": str(served)},
+            _sampled(child, problem, *window_codes(model, problem.test, problem.features)),
+            _moved(refinement),
+        )
+        registered = _log_version(problem, child, measured, version, candidate=served)
     work.remember(config)
-    return banked
+    new = refinement.bank
+    return Banked(new.version, new.parent, len(new), registered, report, served)
 
 
 def _window(work: VisionWorkspace, bank: PrototypeBank) -> UserStatistics:
@@ -222,11 +293,76 @@ def _window(work: VisionWorkspace, bank: PrototypeBank) -> UserStatistics:
     return UserStatistics(**tensors, k=header["k"])
 
 
-def _register(bank: PrototypeBank, work: VisionWorkspace, report: dict[str, Any], metrics: dict[str, float]) -> Banked:
-    tracking.log_metrics_batch({"k": float(len(bank)), **metrics})
-    tracking.log_json(report, "prototypes/report.json")
-    kind = str(bank.metadata.get("kind", ""))
-    text = f"{len(bank)} prototypes by {kind}" + (f" of {bank.parent[:12]}" if bank.parent else "")
-    folder = work.prototypes / bank.version / "bank"
-    registered = vision_registry.register_bank(bank, folder, {"kind": kind, **tracking.commit_tags()}, metrics, text)
-    return Banked(bank.version, bank.parent, len(bank), registered, report)
+def server_of(classifier: Classifier) -> Server:
+    """The server of a classifier that has a bank."""
+    assert classifier.server is not None
+    return classifier.server
+
+
+def _log_version(
+    problem: Problem,
+    classifier: Classifier,
+    measured: Mapping[str, Evaluated],
+    version: BankVersion,
+    *,
+    candidate: bool = True,
+) -> registry.Registered:
+    """Leave what versions are compared by in the run, and register the version."""
+    values = {level: found.per_device for level, found in measured.items()}
+    snapshots.log(vision_snapshots.taken(problem, values, classifier, level=PROTOTYPE))
+    tracking.log_metrics_batch(version.metrics)
+    return register_bank(MODEL, version, candidate=candidate)
+
+
+def _against_host(problem: Problem, classifier: Classifier) -> tuple[dict[str, Evaluated], dict[str, SeedsInterval]]:
+    """What a bank achieves on the test devices by level, and the gain of its prototypes over the host."""
+    measured = vision_snapshots.at_levels(problem, classifier, SERVED)
+    positions, logits = batched_logits(Personalised(classifier.model.host), problem.test, problem.features)
+    host = _measured("host", problem.test.judge(logits, positions))
+    return measured, deltas(_measured(PROTOTYPE, measured[PROTOTYPE]), host, _PREFIX, METRICS)
+
+
+def _measured(name: str, found: Evaluated) -> Measured:
+    return Measured(name, found.summary, found.per_device, found.devices)
+
+
+def _summary(measured: Mapping[str, Evaluated]) -> dict[str, float]:
+    return {f"{PROTOCOL} {level}/{name}": v for level, e in measured.items() for name, v in e.summary.items()}
+
+
+def _behind(changes: Mapping[str, SeedsInterval]) -> bool:
+    """Whether the accuracy of prototypes is surely below that of the parent's."""
+    accuracy = changes.get(f"{_PREFIX}/accuracy_vs_parent")
+    return accuracy is not None and accuracy.interval.high < 0
+
+
+def _sampled(classifier: Classifier, problem: Problem, codes: Tensor, owners: Any) -> Edits:
+    return sample_edits(server_of(classifier), codes, [problem.data.device_ids[d] for d in owners], unit="device")
+
+
+def _moved(refinement: Refinement) -> dict[str, Figure]:
+    layers = [spec.name for spec in refinement.bank.prototypes.specs]
+    return {
+        "movement": bank_figures.movement(refinement.movement, layers),
+        "flow": bank_figures.assignment_flow(refinement.flow, refinement.bank.origin.tolist(), unit="device"),
+    }
+
+
+def _refined_text(refinement: Refinement, served: bool) -> str:
+    """What a refinement did, for people."""
+    text = (
+        f"Refined from {refinement.bank.parent[:12]} with {int(refinement.contexts.sum()):,} windows of replayed streams: no "
+        f"labels, no gradients. {len(refinement.moved):,} devices changed prototype; the largest movement of a layer is "
+        f"{float(refinement.movement.max()):.4g}; {len(refinement.split)} split, {len(refinement.retired)} retired, "
+        f"{len(refinement.held)} held for want of devices."
+    )
+    return text if served else f"{text} Behind its parent on these streams, so the parent goes on being served."
+
+
+def _described(text: str, changes: Mapping[str, SeedsInterval]) -> str:
+    """A description with one line a difference."""
+    lines = [text]
+    for name, change in changes.items():
+        metric, _, other = name.rpartition("/")[2].partition("_vs_")
+        lines.append(f"Prototypes alone against the {other} on the test devices, {metric}: {change.interval}")
+    return "\n\n".join(lines)

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from torch import Tensor
 
-from persona.adaptive import LayerSpec
 from pipelines.figures import HOST_COLOUR, OTHER_COLOUR, PERSONA_COLOUR
 from vision.images import DeviceImages
 
@@ -80,31 +78,6 @@ def along_the_stream(answers: pl.DataFrame, levels: Sequence[str]) -> Figure:
     axes.set(xlabel="images seen by the device", ylabel="accuracy", title="Accuracy along the stream")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return figure
-
-
-def movement(moved: Tensor, specs: Sequence[LayerSpec]) -> Figure:
-    """How far each prototype moved in each layer: (K, L)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 1.2 * len(specs), 1.5 + 0.25 * len(moved)), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(moved.numpy(), aspect="auto", cmap="viridis")
-    axes.set_xticks(range(len(specs)), [spec.name for spec in specs], rotation=30, ha="right", fontsize=7)
-    axes.set(ylabel="prototype", title="Movement (Frobenius norm)")
-    figure.colorbar(shown, ax=axes)
-    return figure
-
-
-def flow(counts: Tensor) -> Figure:
-    """Users by prototype before (rows) and after (columns): (K, K')."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(counts.numpy(), cmap="Blues")
-    axes.set(xlabel="prototype after", ylabel="prototype before", title="Devices by nearest prototype")
-    figure.colorbar(shown, ax=axes)
     return figure
 
 

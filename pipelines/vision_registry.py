@@ -1,4 +1,4 @@
-"""Classifiers and their prototype banks in MLflow's model registry."""
+"""Classifiers in MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from persona.prototypes import PrototypeBank
 from pipelines.registry import CANDIDATE, Registered, describe, hush, of_run, publish
 from vision.classifier import Classifier
 
 MODEL = "persona-vision"
-BANKS = "persona-vision-prototypes"
 EXAMPLE_IMAGES = 5
 REQUIREMENTS = ("torch", "torchvision", "safetensors", "numpy", "pandas", "polars", "pillow")
 
@@ -40,30 +38,6 @@ def register(bundle: Path, classifier: Classifier, tags: Mapping[str, Any], metr
         pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
     )
     return publish(MODEL, logged.model_id, tags, metrics, description, [CANDIDATE])
-
-
-def register_bank(
-    bank: PrototypeBank, folder: Path, tags: Mapping[str, Any], metrics: Mapping[str, float], text: str
-) -> Registered:
-    """Register a version of a bank and call it the candidate.
-
-    Args:
-        bank: the version.
-        folder: its files, which become artifacts.
-        tags: what comparison pages show as text.
-        metrics: what they show as numbers.
-        text: description.
-    """
-    import mlflow
-
-    hush()
-    client = mlflow.MlflowClient()
-    params = {"k": str(len(bank)), "parent": bank.parent, "host": bank.host, "editor": bank.editor}
-    logged = mlflow.initialize_logged_model(name="prototypes", model_type="prototype bank", params=params)
-    client.log_model_artifacts(logged.model_id, str(folder))
-    mlflow.finalize_logged_model(logged.model_id, "READY")
-    known = {"version": bank.version, "parent": bank.parent, **tags}
-    return publish(BANKS, logged.model_id, known, metrics, text, [CANDIDATE])
 
 
 def _signature(image_shape: tuple[int, int, int]) -> Any:

@@ -303,7 +303,7 @@ def pack(problem: Problem, work: VisionWorkspace, metrics: Mapping[str, float]) 
     assert isinstance(model, Personalised)
     info = {"settings": config.as_dict(), "metrics": dict(metrics), "data_digest": data.digest, "parent": None}
     classifier = Classifier(model, data.class_names, data.image_shape, info)
-    lineage = Lineage(work.prototypes, classifier.host_digest)
+    lineage = work.lineage(classifier.host_digest)
     if not lineage.head or not served_by(lineage, model):
         return classifier
     return Classifier(model, data.class_names, data.image_shape, info, lineage.load())

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from persona.errors import ConfigError, DataError
-from pipelines import vision_answers
+from pipelines import snapshots, vision_answers
 from pipelines.cli import main
 from pipelines.vision_workspace import VisionWorkspace
 from vision.classifier import Classifier
@@ -99,14 +99,19 @@ def test_runs_figures_and_registered_models_are_in_the_store(steps):
     figures = {}
     for name in ("prepare", "prototypes", "replay", "refine"):
         figures[name] = {item.path for item in client.list_artifacts(runs[name].info.run_id, "figures")}
-    assert figures["prototypes"] == {"figures/gallery.png"}
+    assert figures["prototypes"] == {"figures/gallery.png", "figures/prototype_map.png"}
     assert {"figures/worst_devices.png", "figures/accuracy_along_the_stream.png"} <= figures["replay"]
     assert figures["refine"] == {"figures/movement.png", "figures/flow.png"}
     assert runs["persona_held_back"].data.metrics["accuracy_vs_host_low"] <= 1
     model = client.get_model_version_by_alias("persona-vision", "candidate")
     assert model.tags["bank"] == results["prototypes"]["version"]
     banks = client.search_model_versions("name = 'persona-vision-prototypes'")
-    assert {bank.tags["version"] for bank in banks} == {results[s]["version"] for s in ("prototypes", "refine")}
+    assert {bank.tags["bank_version"] for bank in banks} == {results[s]["version"] for s in ("prototypes", "refine")}
+    first, refined = (snapshots.of_run(client, runs[name].info.run_id) for name in ("prototypes", "refine"))
+    assert first.rows == refined.rows
+    assert "stream prototype/accuracy" in first.metrics
+    assert first.units["prototype"].null_count() == 0
+    assert "stream prototype/accuracy_vs_parent_low" in runs["refine"].data.metrics
 
 
 def test_the_registered_model_answers_like_the_bundle(place):
