@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from persona.errors import ConfigError, MismatchError
 from recsys.quantised import FloatArray, Vectors
 
-# Numbers of a block of scores: 4 MiB, which stay in the cache between product and choice.
+# Numbers of a block of scores, or of vectors where these are more: 4 MiB, which stay in the cache between product and choice.
 BLOCK_NUMBERS = 1 << 20
 SMALLEST_BLOCK = 1 << 12
 
@@ -48,7 +48,7 @@ class ExactIndex:
         count, queries = len(self.vectors), _checked(queries, self.vectors.width, k, len(self.vectors))
         best = np.full((len(queries), k), -np.inf, dtype=np.float32)
         rows = np.full((len(queries), k), count, dtype=np.int64)
-        size = max(SMALLEST_BLOCK, BLOCK_NUMBERS // max(len(queries), 1))
+        size = self._block(len(queries))
         for start in range(0, count, size):
             scores = queries @ self.vectors.rows(slice(start, start + size)).T
             best, rows = _merged(best, rows, scores, start)
@@ -57,9 +57,13 @@ class ExactIndex:
     def scores(self, queries: FloatArray) -> FloatArray:
         """(B, d) -> (B, V), for those who want all of them."""
         queries = _checked(queries, self.vectors.width, 1, len(self.vectors))
-        size = max(SMALLEST_BLOCK, BLOCK_NUMBERS // max(len(queries), 1))
+        size = self._block(len(queries))
         starts = range(0, len(self.vectors), size)
         return np.concatenate([queries @ self.vectors.rows(slice(s, s + size)).T for s in starts], axis=1)
+
+    def _block(self, queries: int) -> int:
+        """Rows of a block."""
+        return max(SMALLEST_BLOCK, BLOCK_NUMBERS // max(queries, self.vectors.width))
 
 
 class FaissIndex:

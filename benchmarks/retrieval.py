@@ -1,0 +1,193 @@
+"""Large catalogues: what quantised item tables cost in quality, and what exact and approximate retrieval take.
+
+    python -m benchmarks.retrieval quality --epochs 10                   # a trained SASRec, tables of 32, 8 and 4 bits
+    python -m benchmarks.retrieval speed --items 1000000                 # drawn vectors, exact and by faiss (if it is installed)
+
+``quality`` keeps both tables of a host, for histories and for candidates, in so many bits, and ranks all items that the user has not
+seen; NDCG@10 is of the leave-one-out test, overlap is the share of the best ten that the float32 host has, too. ``speed`` draws item
+vectors around 1,000 centres; memory is what a search allocates beyond the table
+(that of faiss is not seen). One thread, processor time. Without an argument
+both run on a small scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+from persona import runtime
+
+runtime.set_environment()
+runtime.configure(threads=1)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from persona.errors import ConfigError  # noqa: E402
+from recsys.quantised import KINDS, FloatTable, as_table  # noqa: E402
+from recsys.retrieval import ExactIndex, FaissIndex, recall  # noqa: E402
+
+BEST = 10
+Row = dict[str, Any]
+
+
+def quality(data: str, epochs: int) -> list[Row]:
+    """Size, difference of scores, NDCG@10 and overlap@10 by bits."""
+    from recsys import catalogue
+    from recsys.baselines import Problem
+    from recsys.batches import Context
+    from recsys.config import RecsysConfig
+    from recsys.hosts.sequential import SequentialHost
+    from recsys.sequences import build_sequences
+
+    sequences = build_sequences(catalogue.resolve(data))
+    config = RecsysConfig(protocol="full", monitor="ndcg_10", epochs=epochs, loss="sampled_softmax", negatives=256)
+    problem = Problem(sequences, config)
+    host = problem.base_host().eval()
+    assert isinstance(host, SequentialHost)
+    targets = problem.split.test
+    users = sequences.user_of(targets)
+    items, lengths = sequences.contexts(targets, host.config.max_length)
+    context = Context(torch.from_numpy(items), torch.from_numpy(lengths))
+    weight = host.embedding.embeddings["item"].weight
+    exact, rows = weight.detach().clone(), []
+    reference: Row = {}
+    for kind in KINDS:
+        with torch.no_grad():
+            table = as_table(exact.numpy(), kind)
+            weight.copy_(torch.from_numpy(table.rows(slice(None)).copy()))
+            vectors = as_table(host.item_vectors()[1:].numpy(), kind)
+            queries = host.user_vectors(host.encode(context).users).numpy()
+        scores = ExactIndex(vectors).scores(queries)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST]
+        reference = reference or {"scores": scores, "best": best, "bytes": table.nbytes}
+        rows.append(
+            {
+                "table": kind,
+                "bytes_a_row": table.nbytes / len(table),
+                "size": round(table.nbytes / reference["bytes"], 3),
+                "largest_score_difference": float(np.abs(scores - reference["scores"]).max()),
+                "spread_of_scores": float(scores.std()),
+                "overlap_10": round(recall(best, reference["best"]), 4),
+                "ndcg_10": round(_ndcg(scores, sequences.items[targets] - 1, *_seen(sequences, users, targets)), 5),
+            }
+        )
+    return rows
+
+
+def _seen(sequences: Any, users: Any, targets: Any) -> tuple[Any, Any]:
+    """Rows and items (0..V-1) that users did before their target."""
+    counts = targets - sequences.offsets[users]
+    rows = np.repeat(np.arange(len(users)), counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows, sequences.items[np.repeat(sequences.offsets[users], counts) + within] - 1
+
+
+def _ndcg(scores: Any, targets: Any, rows: Any, seen: Any) -> float:
+    """Mean NDCG@10 of one target a row among the items not seen; ties count half."""
+    own = scores[np.arange(len(scores)), targets].copy()
+    left = scores.copy()
+    left[rows, seen] = -np.inf
+    left[np.arange(len(scores)), targets] = -np.inf
+    rank = (left > own[:, None]).sum(axis=1) + 0.5 * (left == own[:, None]).sum(axis=1)
+    return float(np.where(rank < BEST, 1 / np.log2(rank + 2), 0).mean())
+
+
+def drawn(count: int, width: int, seed: int) -> Any:
+    """Vectors (count, width) around centres that do not depend on ``seed``."""
+    centres = np.random.default_rng(0).normal(size=(1000, width))
+    generator = np.random.default_rng(seed)
+    noise = 0.5 * generator.normal(size=(count, width))
+    return (centres[generator.integers(0, 1000, count)] + noise).astype(np.float32)
+
+
+def timed(work: Callable[[], Any], rounds: int) -> tuple[float, float, Any]:
+    """Median milliseconds of the processor, MiB allocated at most, and the result."""
+    found, spent = work(), []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        spent.append(1000 * (time.process_time() - start))
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    return float(np.median(spent)), peak, found
+
+
+def whole(values: Any, queries: Any) -> tuple[Any, Any]:
+    """The rival: all scores at once."""
+    scores = queries @ values.T
+    rows = np.argpartition(-scores, BEST, axis=1)[:, :BEST]
+    order = np.argsort(-np.take_along_axis(scores, rows, axis=1), axis=1)
+    return None, np.take_along_axis(rows, order, axis=1)
+
+
+def speed(items: int, width: int, batches: list[int], rounds: int) -> list[Row]:
+    """Milliseconds a query, memory and recall@10 by way of retrieval."""
+    values, rows = drawn(items, width, 1), []
+    ways: dict[str, tuple[float, float, Callable[[Any], Any]]] = {
+        "all scores at once": (values.nbytes, 0.0, lambda queries: whole(values, queries))
+    }
+    for kind in KINDS:
+        index = ExactIndex(as_table(values, kind))
+        ways[f"exact, {kind}"] = (index.vectors.nbytes, 0.0, lambda queries, index=index: index.search(queries, BEST))
+    lists = 1 << max(4, int(np.sqrt(items)).bit_length())
+    for factory, probes in ((f"IVF{lists},Flat", 8), (f"IVF{lists},Flat", 32), ("HNSW32", 0)):
+        start = time.process_time()
+        try:
+            built = FaissIndex(FloatTable(values), factory, probes)
+        except ConfigError as error:
+            rows.append({"way": f"faiss {factory}", "left_out": str(error)})
+            continue
+        name = f"faiss {factory}" + (f", {probes} probes" if probes else "")
+        ways[name] = (
+            float("nan"),
+            time.process_time() - start,
+            lambda queries, index=built: index.search(queries, BEST),
+        )
+    for batch in batches:
+        queries = drawn(batch, width, 2)
+        truth = ExactIndex(FloatTable(values)).search(queries, BEST)[1]
+        for name, (size, build_seconds, search) in ways.items():
+            spent, peak, found = timed(lambda search=search, queries=queries: search(queries), rounds)
+            rows.append(
+                {
+                    "way": name,
+                    "items": items,
+                    "batch": batch,
+                    "table_mib": None if np.isnan(size) else round(size / 2**20, 1),
+                    "build_cpu_seconds": round(build_seconds, 1),
+                    "ms_a_query": round(spent / batch, 3),
+                    "search_mib": None if np.isnan(size) else round(peak, 1),
+                    "recall_10": round(recall(found[1], truth), 4),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Measure and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["quality", "speed"])
+    parser.add_argument("--data", default="movielens-small")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    result: Row = {"threads": 1}
+    if options.what != "speed":
+        result["quality"] = quality(options.data, options.epochs)
+    if options.what != "quality":
+        result["speed"] = speed(options.items, options.width, options.batches, options.rounds)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
