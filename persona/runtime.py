@@ -23,7 +23,8 @@ def configure(threads: int = 1) -> None:
 
     import torch
 
-    # TorchRec's import makes it announce a rename inside torch, on every start of every process.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # What torch says on every start of every process: of a rename inside it, and of a package that only GPUs need.
+    for name in ("torch.fx._symbolic_trace", "torch.utils.flop_counter"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)

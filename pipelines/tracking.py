@@ -106,6 +106,10 @@ def _opened() -> Iterator[tuple[str, MlflowClient]]:
             yield uri, mlflow.MlflowClient()
     except MlflowException as error:
         sentence = str(error).partition("\n")[0]
+        if "error code 401" in sentence:
+            raise ConfigError(
+                f"the MLflow server {uri} does not know you: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            ) from error
         raise ConfigError(f"the MLflow store {uri} cannot be used ({sentence}): run 'persona doctor'") from error
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import mlflow
 import numpy as np
@@ -43,16 +43,15 @@ def environment(**more):
     return {**kept, "MLFLOW_DISABLE_TELEMETRY": "true", **more}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of a server with a database and artifacts of its own, which clients reach through it alone."""
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def running(folder, *options, **variables):
+    """The address of a server with a database and artifacts of its own in ``folder``."""
     port = free_port(23000)
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *arguments, *stores],
-        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        [sys.executable, "-m", "mlflow", "server", *arguments, *stores, *options],
+        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **variables),
         cwd=folder,
         stdout=(folder / "log").open("w"),
         stderr=subprocess.STDOUT,
@@ -64,9 +63,19 @@ def server(tmp_path_factory):
             urllib.request.urlopen(f"{address}/health", timeout=2)
             break
         time.sleep(0.2)
-    yield address, folder
-    process.terminate()
-    process.wait(30)
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server, which clients reach through its address alone, and its folder."""
+    folder = tmp_path_factory.mktemp("server")
+    with running(folder) as address:
+        yield address, folder
 
 
 def test_versions_are_compared_promoted_and_drawn_on_a_server(server, tmp_path, monkeypatch):
@@ -117,6 +126,35 @@ def test_commands_at_the_same_time_write_to_one_server(server, tmp_path):
     assert [(run.info.status, run.data.metrics["users"]) for run in runs] == [("FINISHED", 60.0)] * 3
     assert all([file.path for file in client.list_artifacts(run.info.run_id)] == ["data"] for run in runs)
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_server_with_passwords_serves_those_who_have_one(tmp_path):
+    """And tells the others in one sentence what to set."""
+    (tmp_path / "server").mkdir()
+    write_walks(tmp_path / "films.csv")
+    secrets = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a key", "MLFLOW_AUTH_ADMIN_PASSWORD": "a long password"}
+
+    def persona(*arguments, **login):
+        given = environment(MLFLOW_TRACKING_URI=address, **login)
+        command = [*PERSONA, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+
+    prepare = ("recsys", "prepare", "--data", "films.csv")
+    admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "a long password"}
+    with running(tmp_path / "server", "--app-name", "basic-auth", **secrets) as address:
+        for login in ({}, {**admin, "MLFLOW_TRACKING_PASSWORD": "wrong"}):
+            refused = persona(*prepare, **login)
+            assert refused.returncode == 2, refused.stderr
+            assert "MLFLOW_TRACKING_USERNAME" in refused.stderr
+            assert refused.stderr.count("\n") == 1, "one sentence"
+        done = persona(*prepare, **admin)
+        assert done.returncode == 0, done.stderr
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in admin.items():
+                patch.setenv(name, value)
+            client = mlflow.MlflowClient(tracking_uri=address)
+            [run] = client.search_runs([client.get_experiment_by_name("recsys").experiment_id])
+            assert run.info.status == "FINISHED"
 
 
 def test_four_pipelines_at_once_on_one_fresh_database_lose_nothing(tmp_path):
