@@ -1,7 +1,8 @@
-"""One training loop for hosts, editors and baselines of every task.
+"""One training loop for hosts, editors and baselines of every task, in one process or on many ranks.
 
-A seed and an epoch number determine every random choice of the epoch, and a checkpoint is written after each one, so a run
-that was killed resumes from its last epoch and ends with the same bits as one that was not.
+A seed and an epoch number determine every random choice of the epoch, and a checkpoint is written after each one (and every
+so many steps, if asked), so a run that was killed resumes from its last checkpoint and ends with the same bits as one that
+was not. On many ranks every batch is cut into rows of each; the loop is the same.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from persona.checkpoints import CHECKPOINT
 from persona.errors import ConfigError, MismatchError
-from persona.storage import load_tensors, save_tensors
+from persona.execution import Execution, Objective, Part
 
-CHECKPOINT = "checkpoint.safetensors"
+__all__ = ["CHECKPOINT", "Execution", "FitConfig", "FitResult", "Objective", "Part", "fit"]
+
+MakeExecution = Callable[[nn.Module, list[nn.Parameter], Objective, "FitConfig", Path | None], Execution]
+
+# Settings that a resumed run may change: how long it trains, and how often it writes.
+_FREE = ("epochs", "patience", "min_epochs", "checkpoint_steps")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class FitConfig:
         clip: largest gradient norm.
         seed: of initialisation, batches, negatives and dropout.
         min_epochs: patience is not counted before this epoch: some hosts sit on a plateau first.
+        checkpoint_steps: write a checkpoint every this many steps as well, not only after each epoch; 0 for no others.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -46,30 +55,15 @@ class FitConfig:
     clip: float = 5.0
     seed: int = 0
     min_epochs: int = 0
+    checkpoint_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be positive")
-        if self.seed < 0 or self.weight_decay < 0 or self.min_epochs < 0:
-            raise ConfigError("seed, weight_decay and min_epochs cannot be negative")
-
-
-class Objective(Protocol):
-    """What an epoch is, how a batch is judged, and how good the module is on validation data."""
-
-    def batches(self, epoch: int) -> Iterable[Any]:
-        """The batches of an epoch; all randomness comes from the objective's seed and ``epoch``."""
-
-    def loss(self, batch: Any) -> Tensor:
-        """Scalar mean loss of a batch."""
-
-    def validate(self) -> dict[str, float]:
-        """Metrics on validation data."""
-
-    @property
-    def monitor(self) -> str:
-        """Which of these metrics selects the epoch; larger is better."""
+        for name in ("seed", "weight_decay", "min_epochs", "checkpoint_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError("seed, weight_decay, min_epochs and checkpoint_steps cannot be negative")
 
 
 @dataclass
@@ -99,6 +93,8 @@ def fit(
     folder: Path | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     keep_start: bool = False,
+    about: Mapping[str, Any] | None = None,
+    execution: MakeExecution = Execution,
 ) -> FitResult:
     """Train ``parameters`` of ``module`` and leave the weights of the best validation epoch in it.
 
@@ -107,54 +103,56 @@ def fit(
         parameters: those to be trained; all others stay as they are.
         objective: batches, loss and validation.
         config: length, speed, seed.
-        folder: where to write a checkpoint each epoch, and to resume from; without one nothing is written.
+        folder: where to write checkpoints, and to resume from; without one nothing is kept.
         on_epoch: called with the metrics of each finished epoch, also for those of a resumed run.
         keep_start: the weights before training compete as well, so that training never makes validation worse.
+        about: plain values that a checkpoint has to share besides the settings, such as the digest of the data.
+        execution: how steps are made and state is kept.
 
     Raises:
         ConfigError: the loss is not finite.
-        MismatchError: the folder holds a checkpoint of another configuration.
+        MismatchError: the folder holds a checkpoint of another configuration, or about something else.
     """
-    trained = list(parameters)
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    run = _Run(module, optimizer, config, folder)
+    work = execution(module, list(parameters), objective, config, folder)
+    run = _Run(work, objective, config, about or {})
     resumed = run.resume()
     if keep_start and not resumed:
         module.eval()
         with torch.no_grad():
             run.keep_best(objective.validate()[objective.monitor], epoch=-1)
+        run.save()
     notify = on_epoch or (lambda metrics: None)
     for metrics in run.result.history:
         notify(metrics)
-    requires_grad = {p: p.requires_grad for p in module.parameters()}
-    chosen = set(trained)
-    for p in module.parameters():
+    # A fixed table that lies in pieces is no leaf; it is kept from learning where it is looked up.
+    requires_grad = {p: p.requires_grad for p in module.parameters() if p.is_leaf}
+    chosen = set(work.trained)
+    for p in requires_grad:
         p.requires_grad_(p in chosen)
     try:
         while not run.finished:
             started = time.perf_counter()
-            metrics = run.train_epoch(trained, objective)
+            metrics = run.train_epoch()
             run.result.seconds += time.perf_counter() - started
             run.record(metrics, metrics[objective.monitor])
             notify(metrics)
     finally:
         for p, flag in requires_grad.items():
             p.requires_grad_(flag)
-    run.restore_best()
+    work.restore_best()
+    work.close()
     module.eval()
     return run.result
 
 
 class _Run:
-    """Progress of one ``fit``: best weights, history, and their checkpoint."""
+    """Progress of one ``fit``: history, best epoch, and the losses of the epoch under way."""
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, config: FitConfig, folder: Path | None
-    ) -> None:
-        self.module, self.optimizer, self.config = module, optimizer, config
-        self.path = None if folder is None else Path(folder) / CHECKPOINT
+    def __init__(self, work: Execution, objective: Objective, config: FitConfig, about: Mapping[str, Any]) -> None:
+        self.work, self.objective, self.config, self.about = work, objective, config, dict(about)
         self.result = FitResult()
-        self.best: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []
+        self.generator: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -162,90 +160,84 @@ class _Run:
         stale = epochs - max(best + 1, self.config.min_epochs)
         return epochs >= self.config.epochs or stale >= self.config.patience
 
-    def train_epoch(self, trained: list[nn.Parameter], objective: Objective) -> dict[str, float]:
-        """One epoch and its validation."""
-        epoch = self.result.epochs
+    def train_epoch(self) -> dict[str, float]:
+        """One epoch, or what is left of it after a resume, and its validation."""
+        epoch, every = self.result.epochs, self.config.checkpoint_steps
         torch.manual_seed(self.config.seed * 1_000_003 + epoch)
-        self.module.train()
-        losses: list[Tensor] = []
-        for batch in objective.batches(epoch):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = objective.loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, self.config.clip)
-            self.optimizer.step()
-            losses.append(loss.detach())
-        if not losses:
+        if self.generator is not None:
+            torch.set_rng_state(self.generator)
+            self.generator = None
+        self.work.module.train()
+        for loss in self.work.steps(islice(self.objective.batches(epoch), len(self.losses), None)):
+            self.losses.append(loss)
+            if every and len(self.losses) % every == 0:
+                self.save()
+        if not self.losses:
             raise ConfigError("there is not a single training row: give a longer log or another protocol")
-        mean = float(torch.stack(losses).mean())
+        mean = float(self._whole_losses().mean())
         if not math.isfinite(mean):
             rate = self.config.learning_rate
             raise ConfigError(f"the loss of epoch {epoch} is {mean}: lower the learning rate (now {rate})")
-        self.module.eval()
+        self.work.module.eval()
         with torch.no_grad():
-            return {"epoch": float(epoch), "loss": mean, **objective.validate()}
+            return {"epoch": float(epoch), "loss": mean, **self.objective.validate()}
 
     def keep_best(self, value: float, epoch: int) -> None:
         """Remember the current weights if ``value`` beats the best so far (NaN never does)."""
         if value > self.result.best_value:
             self.result.best_value, self.result.best_epoch = value, epoch
-            self.best = {name: t.detach().clone() for name, t in self.module.state_dict().items()}
+            self.work.keep_best()
 
     def record(self, metrics: dict[str, float], value: float) -> None:
         self.result.history.append(metrics)
+        self.losses = []
         self.keep_best(value, epoch=self.result.epochs - 1)
-        if self.path is not None:
-            self._save(self.path)
+        self.save()
 
-    def restore_best(self) -> None:
-        if self.best:
-            self.module.load_state_dict(self.best)
-
-    def _save(self, path: Path) -> None:
-        tensors = {f"module/{name}": t for name, t in self.module.state_dict().items()}
-        tensors |= {f"best/{name}": t for name, t in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(t) for name, t in state.items()}
+    def save(self) -> None:
+        """Keep everything, so that a run that is killed goes on from here."""
+        if not self.work.keeps:
+            return
         header = {
-            "format": "checkpoint",
             "config": _fixed(self.config),
+            "about": self.about,
             "history": self.result.history,
             "best_epoch": self.result.best_epoch,
             "best_value": None if math.isinf(self.result.best_value) else self.result.best_value,
             "seconds": self.result.seconds,
         }
-        save_tensors(path, tensors, header)
+        begun = {"losses": self._whole_losses(), "generator": torch.get_rng_state()} if self.losses else {}
+        self.work.save(begun, header)
 
     def resume(self) -> bool:
         """Take up the checkpoint, if there is one."""
-        if self.path is None or not self.path.exists():
+        header = self.work.find()
+        if header is None:
             return False
-        tensors, header = load_tensors(self.path)
-        if header["config"] != _fixed(self.config):
-            raise MismatchError(
-                f"{self.path} is a checkpoint of other settings ({_difference(header['config'], _fixed(self.config))}): "
-                "give the same settings to resume it, or delete the folder to start anew"
-            )
-        groups: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            groups[kind][rest] = tensor
-        self.module.load_state_dict(groups["module"])
-        self.best = groups["best"]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups["optimizer"].items():
-            index, _, rest = name.partition("/")
-            state.setdefault(int(index), {})[rest] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for there, now in ((header["config"], _fixed(self.config)), (header.get("about", self.about), self.about)):
+            if there != now:
+                raise MismatchError(
+                    f"{self.work.place} is a checkpoint of other settings or data ({_difference(there, now)}): "
+                    "give the same settings to resume it, or delete the folder to start anew"
+                )
+        begun = self.work.restore()
+        if begun:
+            # Losses are sums over ranks; there may have been more or fewer of them.
+            losses = begun["losses"] if self.work.ranks.main else torch.zeros_like(begun["losses"])
+            self.losses, self.generator = list(losses), begun["generator"]
         value = -math.inf if header["best_value"] is None else header["best_value"]
         self.result = FitResult(header["history"], header["best_epoch"], value, header.get("seconds", 0.0))
         return True
 
+    def _whole_losses(self) -> Tensor:
+        """(S,) the losses of the whole batches of this epoch's steps."""
+        return self.work.ranks.sum(torch.stack(self.losses))
+
 
 def _fixed(config: FitConfig) -> dict[str, Any]:
-    """The settings that a resumed run has to share; it may be told to train for more or fewer epochs."""
-    return {k: v for k, v in asdict(config).items() if k not in ("epochs", "patience", "min_epochs")}
+    """The settings that a resumed run has to share."""
+    return {k: v for k, v in asdict(config).items() if k not in _FREE}
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {a.get(k)} there, {b[k]} now" for k in b if a.get(k) != b[k])
+    return ", ".join(f"{k} {a.get(k)} there, {b.get(k)} now" for k in {**a, **b} if a.get(k) != b.get(k))

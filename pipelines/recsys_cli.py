@@ -270,10 +270,16 @@ def evidence(
     out.result({"ran": ran, "page": evidence_.RESULTS})
 
 
-def start(as_json: bool) -> tuple[Any, console.Output]:
-    """The steps, and where to print. Heavy packages are loaded here, after the command line was understood."""
-    from persona import runtime
+def start(as_json: bool, *, on_ranks: bool = False) -> tuple[Any, console.Output]:
+    """The steps, and where to print. Heavy packages are loaded here, after the command line was understood.
 
+    ``on_ranks`` says that the command may be done by several processes.
+    """
+    from persona import runtime
+    from pipelines import processes
+
+    if not on_ranks:
+        processes.refuse()
     runtime.configure()
     from pipelines import recsys_steps
 
@@ -288,11 +294,16 @@ def workspace(root: Path) -> Workspace:
 
 
 def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as_json: bool) -> None:
-    steps, out = start(as_json)
+    from pipelines import processes
+
+    steps, out = start(as_json, on_ranks=True)
     space = workspace(work)
-    settings = space.settings(given, config)
-    with epochs(settings) as on_epoch:
-        result = getattr(steps, step)(settings, space, on_epoch)
+    with processes.joined() as ranks:
+        settings = space.settings(given, config)
+        with epochs(settings) as on_epoch:
+            result = getattr(steps, step)(settings, space, on_epoch)
+    if not ranks.main:
+        return
     out.table(
         f"{result.name}: {result.epochs} epochs, best {result.best_epoch}",
         ["metric", f"validation, protocol {settings.protocol}"],

@@ -18,9 +18,10 @@ from typing import Any
 
 from persona.comparison import Measured, Row, compare, with_host
 from persona.errors import ConfigError, DataError
+from persona.ranks import current
 from persona.storage import read_json, write_json
 from persona.training import FitResult
-from pipelines import cells, figures, recsys_snapshots, registry, snapshots, tracking
+from pipelines import cells, figures, processes, recsys_snapshots, registry, snapshots, tracking
 from pipelines.workspace import Workspace
 from recsys.bank import served_bank
 from recsys.baselines import METHODS, Problem, Trained, chosen_mode, measure, train_method
@@ -311,8 +312,12 @@ def _train_step(
     train: Callable[[Problem], tuple[str, FitResult]],
     on_epoch: OnEpoch | None,
 ) -> TrainedStep:
-    tracking.connect(EXPERIMENT)
-    with tracking.run(name, tags={"step": name}):
+    if not current().main:  # rank 0 tells what all of them do
+        problem = Problem(work.data(), config, folder=work.cells)
+        return _trained(problem, *train(problem))
+    store = tracking.connect(EXPERIMENT)
+    before = processes.run_before(name, store.experiment_id)
+    with tracking.run(name, run_id=before, tags={"step": name, **processes.tags()}):
         tracking.log_params(config.as_dict())
         problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
         training, result = train(problem)
@@ -320,8 +325,12 @@ def _train_step(
         curves = figures.learning_curves({training: result.history}, config.monitor, config.protocol)
         tracking.log_figure(curves, "figures/learning_curves.png")
     work.remember(config)
+    return _trained(problem, training, result)
+
+
+def _trained(problem: Problem, name: str, result: FitResult) -> TrainedStep:
     best = result.history[result.best_epoch] if result.best_epoch >= 0 else {}
-    return TrainedStep(training, result.epochs, result.best_epoch, best, problem.split.describe())
+    return TrainedStep(name, result.epochs, result.best_epoch, best, problem.split.describe())
 
 
 def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured]], work: Workspace) -> Comparison:

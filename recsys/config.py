@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from persona.errors import ConfigError, nearest
@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from recsys.hosts import HostConfig
     from recsys.objectives import LossConfig
 
+TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
 MODES = ("auto", "held_back", "cross_fitted", "joint", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
 EDITOR_SETTINGS = (
@@ -25,6 +26,9 @@ EDITOR_SETTINGS = (
     "tau",
     "width",
 )
+# What large tables and many processes need. With their defaults these are in no record, so that what was recorded before there
+# were any stays what it is.
+SCALE_SETTINGS = ("table_optimizer", "table_learning_rate", "checkpoint_steps")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class RecsysConfig(Settings):
         tau: radius of the bound in units of the layer's root-mean-square weight.
         width: of the editing codes.
         validation_events: at most this many events validate an epoch.
+        table_optimizer: of the item table: ``adam``, every process with a table of its own, or ``rowwise_adagrad``, fused and
+            without gradient clipping, the rows of one table spread over all processes.
+        table_learning_rate: of ``rowwise_adagrad``.
+        checkpoint_steps: write a checkpoint every this many steps, too, besides one an epoch.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or contradicts another one.
@@ -96,6 +104,9 @@ class RecsysConfig(Settings):
     tau: float = 1.0
     width: int = 32
     validation_events: int = 5000
+    table_optimizer: str = "adam"
+    table_learning_rate: float = 0.05
+    checkpoint_steps: int = 0
 
     def __post_init__(self) -> None:
         self.check_types()
@@ -107,6 +118,7 @@ class RecsysConfig(Settings):
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it is a share between 0 and 1")
         if self.validation_events < 1:
             raise ConfigError(f"validation_events is {self.validation_events}, but it has to be at least 1")
+        self._check_table()
         # The parts check themselves; here they are built once, so that a wrong setting is named before any work.
         self.host_config(n_items=2)
         self.editor_config(context_dim=1)
@@ -129,6 +141,29 @@ class RecsysConfig(Settings):
                 f"monitor {self.monitor!r} cannot select epochs under protocol {self.protocol}: {nearest(self.monitor, monitors)}"
             )
 
+    def _check_table(self) -> None:
+        """How the table learns, and that what is asked for besides goes with it."""
+        if self.table_optimizer not in TABLE_OPTIMIZERS:
+            raise ConfigError(
+                f"unknown table optimizer {self.table_optimizer!r}: {nearest(self.table_optimizer, TABLE_OPTIMIZERS)}"
+            )
+        if not self.table_learning_rate > 0:
+            raise ConfigError(f"table_learning_rate is {self.table_learning_rate}, but it has to be positive")
+        if self.sequences and self.table_optimizer != "adam":
+            raise ConfigError(
+                "whole sequences look the table up twice a step, which a sharded table cannot: use rows (sequences = false), "
+                "or table_optimizer = adam"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without ``SCALE_SETTINGS`` that have their defaults."""
+        usual = {f.name: f.default for f in fields(self) if f.name in SCALE_SETTINGS}
+        return {k: v for k, v in super().as_dict().items() if k not in usual or v != usual[k]}
+
+    def host_settings(self) -> dict[str, Any]:
+        """What a trained host depends on; how often it was written to disk is not part of that."""
+        return {k: v for k, v in super().host_settings().items() if k != "checkpoint_steps"}
+
     def host_config(self, n_items: int) -> HostConfig:
         """The host's settings for a catalogue."""
         from recsys.hosts import HostConfig
@@ -150,6 +185,7 @@ class RecsysConfig(Settings):
             learning_rate=learning_rate,
             weight_decay=self.weight_decay,
             seed=self.seed,
+            checkpoint_steps=self.checkpoint_steps,
         )
 
     def loss_config(self) -> LossConfig:

@@ -3,11 +3,14 @@
 ``sampled``: the target against seeded uniform negatives that its user never touched (protocols ``paper`` and ``time``).
 ``full``: the target against the whole catalogue, without the items its user has seen before (protocol ``full``).
 
+On many ranks each scores some blocks of rows; a block is computed as in one process, so that the metrics have the same bits.
+
 Shapes: E events, C candidates, V items, U distinct users.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona.errors import DataError
+from persona.ranks import Ranks, current
 from recsys import metrics
 from recsys.batches import Context
 from recsys.negatives import sample_negatives
@@ -25,6 +29,7 @@ from recsys.sequences import SequenceData
 
 NEGATIVES = 99
 ROWS = 1024
+FULL_ROWS = 256  # of the whole catalogue
 
 Int64Array = NDArray[np.int64]
 
@@ -107,19 +112,21 @@ class Evaluation:
     @torch.no_grad()
     def run(self, scorer: Scorer) -> Evaluated:
         """Score every row and compute the metrics of the protocol."""
-        blocks = torch.split(torch.arange(len(self.positions)), 256 if self.full else ROWS)
+        blocks = torch.split(torch.arange(len(self.positions)), FULL_ROWS if self.full else ROWS)
         distinct = np.unique(self.users)
         if self.full:
-            pairs = [self._full_ranks(scorer, rows) for rows in blocks]
-            ranks, ties = (np.concatenate(part) for part in zip(*pairs, strict=True))
-            per_user = metrics.ranking_metrics(ranks, self.users, ties=ties)
+            found = _shared(blocks, lambda rows: self._full_ranks(scorer, rows), current()).numpy()
+            per_user = metrics.ranking_metrics(found[:, 0], self.users, ties=found[:, 1].astype(np.int64))
             return Evaluated({k: float(v.mean()) for k, v in per_user.items()}, per_user, distinct)
-        parts = [scorer.score(self.contexts.index_select(rows), self.candidates[rows]) for rows in blocks]
-        scores = torch.cat(parts).numpy()
+
+        def sampled(rows: Tensor) -> Tensor:
+            return scorer.score(self.contexts.index_select(rows), self.candidates[rows])
+
+        scores = _shared(blocks, sampled, current()).numpy()
         return Evaluated(metrics.summary(scores, self.users), metrics.per_user(scores, self.users), distinct)
 
-    def _full_ranks(self, scorer: Scorer, rows: Tensor) -> tuple[NDArray[np.float64], Int64Array]:
-        """Ranks (B,) and ties (B,) of the targets of ``rows`` in the catalogue without what the user has seen."""
+    def _full_ranks(self, scorer: Scorer, rows: Tensor) -> Tensor:
+        """(B, 2) float64, rank and ties of the targets of ``rows`` in the catalogue without what the user has seen."""
         positions = self.positions[rows.numpy()]
         scores = scorer.score_catalogue(self.contexts.index_select(rows)).numpy()
         target = self.data.items[positions][:, None]
@@ -131,4 +138,24 @@ class Evaluation:
         scores[row, self.data.items[event]] = -np.inf
         np.put_along_axis(scores, target, -np.inf, axis=1)
         greater, equal = metrics.tie_counts(np.concatenate([positive, scores], axis=1))
-        return 1.0 + greater + 0.5 * equal, equal
+        return torch.from_numpy(np.column_stack([1.0 + greater + 0.5 * equal, equal]))
+
+
+def _shared(blocks: Sequence[Tensor], work: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
+    """What ``work`` makes of every block of rows, (E, ...) in the order of the blocks, on all ranks.
+
+    Args:
+        blocks: of equal size, only the last one may be shorter.
+        work: rows (B,) -> (B, ...).
+        ranks: they take turns, block by block. Where blocks run out the last one is done again and not counted: a table
+            that lies in pieces on all ranks is looked up by all of them together.
+    """
+    last = len(blocks) - 1
+    made = [work(blocks[min(first + ranks.rank, last)]) for first in range(0, len(blocks), ranks.size)]
+    if ranks.size == 1:
+        return torch.cat(made)
+    padded = made[0].new_zeros(len(made), len(blocks[0]), *made[0].shape[1:])
+    for turn, part in zip(padded, made, strict=True):
+        turn[: len(part)] = part
+    every = torch.stack(ranks.gather(padded), dim=1).flatten(0, 2)
+    return every[: sum(map(len, blocks))]

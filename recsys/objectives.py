@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from persona.errors import ConfigError, nearest
+from persona.execution import Part
+from persona.ranks import Ranks
 from recsys import losses
 from recsys.batches import Batch, Context, features
 from recsys.evaluation import Evaluation
@@ -134,8 +136,18 @@ class RowObjective(_Objective):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over targets."""
-        logits = self.model(batch.features).view(-1, 1 + self.config.negatives)
+        return self.judge(self.model(batch.features))
+
+    def judge(self, logits: Tensor) -> Tensor:
+        """Mean loss over targets of the logits (B, M (1 + N)) of a batch."""
+        logits = logits.view(-1, 1 + self.config.negatives)
         return batch_loss(self.config, logits[:, 0], logits[:, 1:], self.data.n_items)
+
+    def part(self, batch: Batch, ranks: Ranks) -> Part:
+        """This rank's rows of a batch; all rows have as many targets."""
+        rows = ranks.rows(len(batch))
+        context = Context(rows.of(batch.context.items), rows.of(batch.context.lengths))
+        return Part(Batch(context, rows.of(batch.candidates)), rows, rows.share)
 
     def _groups(self, order: Int64Array) -> list[Int64Array]:
         """Positions (P,) -> for each M, (G, M) positions that share a context: a basket's as powers of two up to ``SHARED``."""
@@ -272,6 +284,14 @@ class SequenceObjective(_Objective):
         keep = before[stop] > before[start + 1]
         return start[keep], stop[keep]
 
+    def part(self, batch: SequenceBatch, ranks: Ranks) -> Part:
+        """This rank's windows of a batch, and its share of the targets; the negatives are those of the whole batch."""
+        rows = ranks.rows(len(batch.context))
+        targets = rows.of(batch.targets)
+        context = Context(rows.of(batch.context.items), rows.of(batch.context.lengths))
+        share = int((targets > 0).sum()) / int((batch.targets > 0).sum()) if rows.counted else 0.0
+        return Part(SequenceBatch(context, targets, batch.negatives), rows, share)
+
     def loss(self, batch: SequenceBatch) -> Tensor:
         """Mean over all targets of the batch; a negative that is the target itself does not count."""
         users, vectors = self.host.forward_sequence(
@@ -315,6 +335,12 @@ class CrossFitted:
         """Mean over targets of a batch, over the host of its part."""
         part, rows = batch
         return part.loss(rows)
+
+    def part(self, batch: tuple[RowObjective, Batch], ranks: Ranks) -> Part:
+        """This rank's rows of a batch."""
+        objective, whole = batch
+        own = objective.part(whole, ranks)
+        return Part((objective, own.batch), own.rows, own.share)
 
     def validate(self) -> dict[str, float]:
         """The metrics of the protocol, of the deployed model."""

@@ -11,6 +11,7 @@ from torchrec import KeyedJaggedTensor
 
 from persona.editor import ParameterEditor
 from persona.edits import Edit
+from persona.ranks import draw
 from recsys.batches import Context
 from recsys.hosts import Host
 
@@ -46,7 +47,14 @@ class Personalised(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Logits (B, C) of a batch's features, with one lookup: the training path."""
-        history, lengths, targets = self.host.lookup(features)
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not self.fixed_host
+        ):  # a sharded table learns by itself
+            embedded = self.host.lookup(features)
+        return self.respond(*embedded)
+
+    def respond(self, history: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        """Logits (B, C) of what ``host.lookup`` returned: all of ``forward`` but the lookup."""
         edit = None if self.editor is None else self._drop(self.editor(history, lengths))
         state = self.host.encode_history(history, lengths)
         with self.host.adaptive.applied(edit):
@@ -71,5 +79,5 @@ class Personalised(nn.Module):
     def _drop(self, edit: Edit) -> Edit:
         if not self.training or self.edit_dropout == 0.0:
             return edit
-        keep = (torch.rand(edit.batch_size) >= self.edit_dropout).float()
+        keep = (draw(torch.rand, edit.batch_size) >= self.edit_dropout).float()
         return edit.map(lambda t: t * keep.reshape(-1, *[1] * (t.ndim - 1)))

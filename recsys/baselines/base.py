@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from persona.editor import ParameterEditor
+from persona.errors import ConfigError
+from persona.ranks import current
 from persona.storage import digest_json, write_json
-from persona.training import FitResult, Objective, fit
+from persona.training import Execution, FitResult, MakeExecution, Objective, fit
 from recsys.config import RecsysConfig
 from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host, make_host
@@ -57,11 +59,19 @@ class Problem:
         folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
             data with the same settings has the same place in it, so that only what changed is trained again.
         on_epoch: called with the name of a training and the metrics of each of its epochs.
+
+    Raises:
+        ConfigError: there are more processes than rows in a batch.
     """
 
     def __init__(
         self, data: SequenceData, config: RecsysConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> None:
+        if config.batch_size < (size := current().size):
+            raise ConfigError(
+                f"a batch of {config.batch_size} rows cannot be shared by {size} processes: start fewer, or choose a "
+                f"batch_size of at least {size}"
+            )
         self.data, self.config, self.root, self.on_epoch = data, config, folder, on_epoch
         self.split: Split = make_split(data, config.protocol)
         self.host_results: dict[str, FitResult] = {}
@@ -98,9 +108,19 @@ class Problem:
         return np.concatenate([self.split.train, self.split.adapt])
 
     def new_host(self) -> Host:
-        """An untrained host; the same one each time."""
+        """An untrained host; the same one each time, on any number of processes."""
+        config = self.config.host_config(self.data.n_items)
+        if self.sharded:
+            from recsys.distributed import tables
+
+            return tables.new_host(config, self.config.seed, self.config.table_learning_rate)
         torch.manual_seed(self.config.seed)
-        return make_host(self.config.host_config(self.data.n_items))
+        return make_host(config)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the rows of the item table are spread over processes while it learns, be it over one."""
+        return self.config.table_optimizer != "adam"
 
     def new_editor(self, host: Host, *, generate: bool = False) -> ParameterEditor:
         """An untrained editor for ``host``; ``generate`` means no bound, no zero start, no transfer."""
@@ -184,29 +204,47 @@ class Problem:
     ) -> FitResult:
         """``train`` by any objective."""
         config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
+        chosen = list(parameters)
         return fit(
             model,
-            parameters,
+            chosen,
             objective,
             config.fit_config(learning_rate or config.learning_rate),
             folder=None if folder is None else folder / name,
             on_epoch=None if on_epoch is None else lambda metrics: on_epoch(name, metrics),
             keep_start=keep_start,
+            about=None if folder is None else {"data": self.data.digest},
+            execution=self._execution(model, chosen),
         )
+
+    def _execution(self, model: Personalised, chosen: list[nn.Parameter]) -> MakeExecution:
+        """How ``chosen`` parameters of ``model`` are trained: with the table in pieces if that is one of them."""
+        if not self.sharded:
+            return Execution
+        from recsys.distributed import tables
+        from recsys.distributed.execution import ShardedExecution
+
+        if not any(p is tables.parameter(model.host) for p in chosen):
+            return Execution
+        return partial(ShardedExecution, learning_rate=self.config.table_learning_rate)
 
     def _trained_host(self, name: str, positions: Positions, start: Host | None = None) -> Host:
         """The host trained on ``positions``, from ``start`` if it is given and then never worse than that; a copy."""
+        if self.sharded:  # large: not kept in memory, but read again from its checkpoint
+            return self._train_host(name, positions, start)
         if name not in self._hosts:
-            model = Personalised(self.new_host())
-            if start is not None:
-                model.host.load_state_dict(start.state_dict())
-            self.host_results[name] = self.train(
-                name, model, model.parameters(), positions, keep_start=start is not None
-            )
-            self._hosts[name] = {k: v.clone() for k, v in model.host.state_dict().items()}
+            trained = self._train_host(name, positions, start)
+            self._hosts[name] = {k: v.clone() for k, v in trained.state_dict().items()}
         host = self.new_host()
         host.load_state_dict(self._hosts[name])
         return host.eval()
+
+    def _train_host(self, name: str, positions: Positions, start: Host | None) -> Host:
+        model = Personalised(self.new_host())
+        if start is not None:
+            model.host.load_state_dict(start.state_dict())
+        self.host_results[name] = self.train(name, model, model.parameters(), positions, keep_start=start is not None)
+        return model.host.eval()
 
     def _editor_folder(self, folder: Path) -> Path:
         return folder / f"editor-{digest_json(self.config.editor_settings())[:8]}"

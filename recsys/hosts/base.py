@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -27,6 +29,19 @@ from recsys.hosts.config import HostConfig
 
 TABLE = "item"
 INITIAL_SCALE = 0.02  # of 0.02, 0.1 and 0.5, the one that learns most from the first epoch on
+
+
+_TABLE_DEVICE: ContextVar[str] = ContextVar("table_device", default="cpu")
+
+
+@contextmanager
+def table_on(device: str) -> Iterator[None]:
+    """Hosts made within this block have their table on ``device``; "meta" has none, for a table that will be sharded."""
+    token = _TABLE_DEVICE.set(device)
+    try:
+        yield
+    finally:
+        _TABLE_DEVICE.reset(token)
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,18 @@ class State:
         return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
+def make_table(config: HostConfig, device: str = "cpu") -> EmbeddingCollection:
+    """The item table of a host, n_items + 1 rows; on "meta" without their values."""
+    table = EmbeddingConfig(
+        name=TABLE,
+        num_embeddings=config.n_items + 1,
+        embedding_dim=config.dim,
+        feature_names=[HISTORY, CANDIDATES],
+        init_fn=_initialise,
+    )
+    return EmbeddingCollection(tables=[table], device=torch.device(device))
+
+
 class Host(nn.Module, ABC):
     """A recommender whose adaptive layers can be edited.
 
@@ -66,14 +93,7 @@ class Host(nn.Module, ABC):
     def __init__(self, config: HostConfig) -> None:
         super().__init__()
         self.config = config
-        table = EmbeddingConfig(
-            name=TABLE,
-            num_embeddings=config.n_items + 1,
-            embedding_dim=config.dim,
-            feature_names=[HISTORY, CANDIDATES],
-            init_fn=_initialise,
-        )
-        self.embedding = EmbeddingCollection(tables=[table])
+        self.embedding = make_table(config, _TABLE_DEVICE.get())
         self.embedding.embeddings[TABLE].weight.data[0] = 0.0
 
     def finish(self, adaptive: Iterable[str]) -> None:
@@ -193,7 +213,10 @@ class Host(nn.Module, ABC):
         )
 
     def digest(self) -> str:
-        """SHA-256 of all parameters: what the edits of this host carry, and by which those of another are refused."""
+        """SHA-256 of all parameters: what the edits of this host carry, and by which those of another are refused.
+
+        The same for a sharded table; then all ranks have to ask together.
+        """
         return digest_tensors(self.state_dict())
 
     def adaptive_parameters(self) -> Iterator[nn.Parameter]:

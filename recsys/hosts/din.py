@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from persona.ranks import Dropout
 from recsys.batches import valid_positions
 from recsys.hosts.base import Host, State
 from recsys.hosts.blocks import TargetAttention, tanh_layer
@@ -34,7 +35,7 @@ class DIN(Host):
         self.history = tanh_layer(dim)
         self.target = tanh_layer(dim)
         self.attention = TargetAttention(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Sequential(
             nn.Linear(2 * dim, wide), nn.Tanh(), nn.Linear(wide, narrow), nn.Tanh(), nn.Linear(narrow, 1)
         )

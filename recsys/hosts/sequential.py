@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
 from persona.edits import Edit
+from persona.ranks import Dropout
 from recsys.batches import Context
 from recsys.hosts.base import Host, State
 from recsys.hosts.blocks import ResidualTower, tanh_layer, tower
@@ -42,7 +43,7 @@ class SequentialHost(Host):
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
         self.history: nn.Module = tanh_layer(config.dim) if config.variant == "paper" else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def add_head(self) -> None:
         """Add the layers that follow the encoder."""

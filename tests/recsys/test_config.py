@@ -4,7 +4,7 @@ import pytest
 
 from persona.errors import ConfigError
 from recsys.baselines import Problem
-from recsys.config import EDITOR_SETTINGS, MODES, RecsysConfig
+from recsys.config import EDITOR_SETTINGS, MODES, SCALE_SETTINGS, RecsysConfig
 from recsys.protocols import PROTOCOLS
 from tests.recsys.toy import SMALL, personalised, walks
 
@@ -70,7 +70,16 @@ def test_a_setting_belongs_to_the_host_or_to_the_editor():
     host, editor = config.host_settings(), config.editor_settings()
     assert set(editor) == set(EDITOR_SETTINGS)
     assert not set(host) & set(editor)
-    assert {f.name for f in fields(config)} == {*host, *editor, "mode"}
+    assert {f.name for f in fields(config)} == {*host, *editor, "mode", *SCALE_SETTINGS}
+
+
+def test_what_large_tables_need_changes_no_record_of_what_does_without():
+    config = RecsysConfig()
+    assert not set(SCALE_SETTINGS) & set(config.as_dict())
+    scaled = RecsysConfig(table_optimizer="rowwise_adagrad", table_learning_rate=0.2, checkpoint_steps=7)
+    assert RecsysConfig.from_dict(scaled.as_dict()) == scaled
+    assert set(scaled.host_settings()) - set(config.host_settings()) == {"table_optimizer", "table_learning_rate"}
+    assert scaled.fit_config(0.1).checkpoint_steps == 7
 
 
 @pytest.mark.parametrize(
@@ -98,6 +107,10 @@ def test_a_setting_belongs_to_the_host_or_to_the_editor():
         ({"dropout": 1.0}, "dropout has to be a number from 0 to below 1"),
         ({"tau": 0.0}, "tau is 0.0"),
         ({"negatives": 0}, "negatives is 0"),
+        ({"table_optimizer": "adagrad"}, "unknown table optimizer 'adagrad': did you mean 'rowwise_adagrad'"),
+        ({"table_learning_rate": 0.0}, "table_learning_rate is 0.0"),
+        ({"checkpoint_steps": -1}, "checkpoint_steps cannot be negative"),
+        ({"sequences": True, "table_optimizer": "rowwise_adagrad"}, "use rows"),
     ],
 )
 def test_a_wrong_setting_is_named_before_any_work(wrong, sentence):
