@@ -20,25 +20,10 @@ from pipelines.workspace import Workspace
 from recsys import catalogue
 from recsys.columns import ITEM, USER
 from recsys.recommender import Ranked, Recommendation, Recommender
+from tests.pipelines.small import SMALL
 from tests.recsys.toy import personalised, sequences, walks
 
 USERS, FILMS = 60, 150
-SMALL = (
-    "--host",
-    "gru4rec",
-    "--dim",
-    "8",
-    "--max-length",
-    "5",
-    "--width",
-    "8",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "256",
-    "--mode",
-    "held_back",
-)
 EVALUATED = "persona_held_back,finetune_adaptive"
 
 

@@ -14,28 +14,13 @@ import pytest
 
 from pipelines import comparing, comparison_log, lineage_view, promotion, tracking, versions
 from pipelines.doctor import free_port
+from tests.pipelines.small import SMALL
 from tests.pipelines.versions import MODEL, register, snapshot
 from tests.recsys.toy import write_walks
 
 pytestmark = pytest.mark.slow
 
 PERSONA = [sys.executable, "-m", "pipelines.cli"]
-SMALL = (
-    "--host",
-    "gru4rec",
-    "--dim",
-    "8",
-    "--max-length",
-    "5",
-    "--width",
-    "8",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "256",
-    "--mode",
-    "held_back",
-)
 
 
 def environment(**more):

@@ -12,24 +12,8 @@ import pytest
 
 from persona.errors import ConfigError, DataError
 from pipelines import resume, tracking
+from tests.pipelines.small import SMALL
 from tests.recsys.toy import write_walks
-
-SMALL = (
-    "--host",
-    "gru4rec",
-    "--dim",
-    "8",
-    "--max-length",
-    "5",
-    "--width",
-    "8",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "128",
-    "--mode",
-    "held_back",
-)
 
 
 @pytest.fixture
