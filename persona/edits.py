@@ -193,6 +193,16 @@ class FactoredEdit(LayerEdit):
         """(B, M, in) -> (B, M, out)."""
         return x @ self.v.mT @ self.core.mT @ self.u.mT
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As ``LayerEdit.linear``; for few rows of one device dW is not written out, which would cost more than they do."""
+        rows, (out, inner) = x.numel() // x.shape[-1], self.shape()
+        if self.batch_size > 1 or rows * (inner + out) > inner * out:
+            return super().linear(x, weight, bias)
+        change = self.delta(x.reshape(1, rows, inner))
+        if self.bias is not None:
+            change = change + self.bias.unsqueeze(1)
+        return functional.linear(x, weight, bias) + change.reshape(*x.shape[:-1], out)
+
     def scale_weight(self, factor: Tensor) -> FactoredEdit:
         """Multiply dW by ``factor`` (B,)."""
         return replace(self, core=self.core * factor[:, None, None])

@@ -6,15 +6,15 @@ description and data are those of its result is not run again, and one that was 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from persona.errors import ConfigError, DataError, nearest
+from persona.errors import DataError
 from persona.storage import digest_json, read_json, write_json
 from pipelines import cells, recsys_steps
+from pipelines.evidence_tables import built, declared
 from pipelines.workspace import Workspace
 from recsys import catalogue
 from recsys.config import RecsysConfig
@@ -129,23 +129,12 @@ def experiments(folder: Path = FOLDER) -> dict[str, Experiment]:
     Raises:
         ConfigError: an experiment has an unknown key or setting.
     """
-    known = {f.name for f in fields(Experiment)}
-    found = {}
-    for entry in [
-        *_declared(folder)["experiment"],
-        *(cell for grid in grids(folder).values() for cell in grid.cells()),
-    ]:
-        for key in entry:
-            if key not in known:
-                raise ConfigError(
-                    f"{folder / DECLARED}: unknown key {key!r} in {entry.get('name')}: {nearest(key, known)}"
-                )
-        found[entry["name"]] = Experiment(**entry)
-    return found
+    cells_ = [cell for grid in grids(folder).values() for cell in grid.cells()]
+    return built(Experiment, [*_declared(folder)["experiment"], *cells_], folder / DECLARED)
 
 
 def _declared(folder: Path) -> dict[str, Any]:
-    return tomllib.loads((folder / DECLARED).read_text(encoding="utf-8"))
+    return declared(folder / DECLARED)
 
 
 def source_of(experiment: Experiment, data_folder: Path | None) -> str:

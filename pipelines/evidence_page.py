@@ -8,6 +8,7 @@ from typing import Any
 
 from persona.storage import read_json
 from pipelines.evidence import FOLDER, RESULTS, Experiment, Grid, experiments, grids
+from pipelines.evidence_tables import interval, table
 from recsys import catalogue
 
 Result = Mapping[str, Any]
@@ -160,13 +161,13 @@ def _table(experiment: Experiment, result: Mapping[str, Any]) -> list[str]:
         "bytes a refresh",
         *costs.values(),
     ]
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    lines = []
     for row in result["rows"]:
         cells_ = [row["method"], *(f"{row['metrics'][h]:.4f}" for h in experiment.headlines)]
-        cells_ += [_interval(row["differences"].get(h)) for h in compared]
+        cells_ += [interval(row["differences"].get(h)) for h in compared]
         cells_ += [f"{row['seconds']:.0f} s", f"{row['refresh_bytes']:,}", *(_cost(n, row.get(n)) for n in costs)]
-        lines.append(f"| {' | '.join(cells_)} |")
-    return lines
+        lines.append(cells_)
+    return table(head, lines)
 
 
 # Results of an earlier form have no such numbers.
@@ -185,13 +186,6 @@ def _pair_lines(experiment: Experiment, result: Result) -> list[str]:
     lines = []
     for pair in result["pairs"]:
         metrics = pair["differences"]
-        shown = ", ".join(f"{h} {_interval(metrics[h])}" for h in experiment.headlines if h in metrics)
+        shown = ", ".join(f"{h} {interval(metrics[h])}" for h in experiment.headlines if h in metrics)
         lines.append(f"* {pair['method']} against {pair['rival']}: {shown}")
     return [*lines, ""] if lines else []
-
-
-def _interval(value: Mapping[str, float] | None) -> str:
-    if value is None:
-        return "-"
-    seeds = f" (seeds {value['seed_min']:+.4f} .. {value['seed_max']:+.4f})" if value["seeds"] > 1 else ""
-    return f"{value['mean']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]{seeds}"

@@ -6,19 +6,19 @@ data are those of its result is not run again, and one that was interrupted goes
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from persona.comparison import Measured, differences
-from persona.errors import ConfigError, DataError, nearest
+from persona.errors import DataError
 from persona.statistics import paired_bootstrap_over_seeds
 from persona.storage import digest_json, read_json, write_json
 from pipelines import vision_steps
+from pipelines.evidence_tables import built, declared, interval, table
 from pipelines.vision_workspace import VisionWorkspace
 from vision import catalogue
 from vision.config import VisionConfig
@@ -78,14 +78,7 @@ def experiments(folder: Path = FOLDER) -> dict[str, Experiment]:
         ConfigError: an experiment has an unknown key or setting.
     """
     path = folder / "vision.toml"
-    known = {f.name for f in fields(Experiment)}
-    found = {}
-    for entry in tomllib.loads(path.read_text(encoding="utf-8"))["experiment"]:
-        for key in entry:
-            if key not in known:
-                raise ConfigError(f"{path}: unknown key {key!r} in {entry.get('name')}: {nearest(key, known)}")
-        found[entry["name"]] = Experiment(**entry)
-    return found
+    return built(Experiment, declared(path)["experiment"], path)
 
 
 def source_of(experiment: Experiment, data_folder: Path | None) -> str:
@@ -214,19 +207,19 @@ def _section(experiment: Experiment, result: Mapping[str, Any]) -> str:
 
 def _table(variant: Mapping[str, Any]) -> list[str]:
     head = ["method", "accuracy", "against the host", "worst tenth", "logloss", "ECE", "forward", "backward", "bytes"]
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    lines = []
     for row in variant["rows"]:
         m = row["metrics"]
-        cells = [row["method"], f"{m['accuracy']:.4f}", _interval(row["differences"].get("accuracy"))]
+        cells = [row["method"], f"{m['accuracy']:.4f}", interval(row["differences"].get("accuracy"))]
         cells += [f"{m[name]:.4f}" for name in ("accuracy_worst", "logloss", "ece")]
         cells += [f"{m[name]:g}" for name in ("forward_passes", "backward_passes")]
-        lines.append(f"| {' | '.join([*cells, format(row['refresh_bytes'], ',')])} |")
-    return lines
+        lines.append([*cells, format(row["refresh_bytes"], ",")])
+    return table(head, lines)
 
 
 def _rival_lines(experiment: Experiment, variant: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"* {experiment.methods[-1]} against {rival}: accuracy {_interval(found['accuracy'])}"
+        f"* {experiment.methods[-1]} against {rival}: accuracy {interval(found['accuracy'])}"
         for rival, found in variant["rivals"].items()
     ]
     return [*lines, ""] if lines else []
@@ -237,11 +230,11 @@ def _segment_table(experiment: Experiment, variant: Mapping[str, Any]) -> list[s
         return []
     methods = list(next(iter(variant["segments"].values()))["accuracy"])
     head = ["part", *methods, f"{experiment.methods[-1]} against the host"]
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
-    for name, found in variant["segments"].items():
-        cells = [name, *(f"{found['accuracy'][method]:.3f}" for method in methods), _interval(found["gain"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+    lines = [
+        [name, *(f"{found['accuracy'][method]:.3f}" for method in methods), interval(found["gain"])]
+        for name, found in variant["segments"].items()
+    ]
+    return [*table(head, lines), ""]
 
 
 def _means(result: Mapping[str, Any]) -> list[str]:
@@ -251,15 +244,8 @@ def _means(result: Mapping[str, Any]) -> list[str]:
         return []
     methods = [row["method"] for row in next(iter(variants.values()))["rows"]]
     head = ["method", *variants, "mean"]
-    lines = ["### All", "", f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    lines = []
     for i, method in enumerate(methods):
         values = [variant["rows"][i]["metrics"]["accuracy"] for variant in variants.values()]
-        lines.append(f"| {' | '.join([method, *(f'{v:.4f}' for v in values), f'{np.mean(values):.4f}'])} |")
-    return [*lines, ""]
-
-
-def _interval(value: Mapping[str, float] | None) -> str:
-    if value is None:
-        return "-"
-    seeds = f" (seeds {value['seed_min']:+.4f} .. {value['seed_max']:+.4f})" if value["seeds"] > 1 else ""
-    return f"{value['mean']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]{seeds}"
+        lines.append([method, *(f"{v:.4f}" for v in [*values, np.mean(values)])])
+    return ["### All", "", *table(head, lines), ""]

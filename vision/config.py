@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from vision.objectives import LossConfig
     from vision.protocols import SplitConfig
 
-MODES = ("held_back", "joint", "frozen")
+MODES = ("held_back", "cross_fitted", "joint", "frozen")
 LEARNS = ("all", "classifier")
 # Larger has to be better, so logloss and ece are none of them.
 MONITORS = ("accuracy", "accuracy_worst", "accuracy_pooled")
@@ -34,6 +34,7 @@ EDITOR_SETTINGS = (
     "bound",
     "tau",
     "width",
+    "shifts",
     "prototypes",
 )
 
@@ -63,9 +64,10 @@ class VisionConfig(Settings):
         min_epochs: patience is not counted before.
         learning_rate: of Adam, for hosts.
         weight_decay: decoupled.
-        mode: which devices the editor learns from: ``held_back``, ``joint`` or ``frozen``.
+        mode: which devices the editor learns from: ``held_back``, ``cross_fitted``,
+            ``joint`` or ``frozen``.
         adaptive: what an edit changes: ``classifier``, ``norms`` or ``all``.
-        context: what the editor reads: ``images``, ``pooled`` or ``classes``.
+        context: what the editor reads: ``images``, ``pooled``, ``features``, ``beliefs`` or ``classes``.
         devices_per_batch: windows a step of the editor's training.
         steps_per_epoch: steps of an epoch of the editor.
         editor_epochs: at most this many for an editor, and for whatever else learns from its devices alone.
@@ -78,6 +80,7 @@ class VisionConfig(Settings):
         bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
         tau: radius of the bound in units of the layer's root-mean-square weight.
         width: of the editing codes.
+        shifts: copies of the editor's devices under simulated photometric shifts that it learns from as well.
         prototypes: K, at most.
         validation_devices: at most this many devices validate an epoch.
 
@@ -121,6 +124,7 @@ class VisionConfig(Settings):
     bound: str = "frobenius"
     tau: float = 1.0
     width: int = 32
+    shifts: int = 0
     prototypes: int = 16
     validation_devices: int = 60
 
@@ -139,6 +143,11 @@ class VisionConfig(Settings):
         for name in ("prototypes", "validation_devices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
+        if self.shifts < 0 or (self.shifts and self.adaptive != "classifier"):
+            raise ConfigError(
+                f"shifts is {self.shifts} and adaptive {self.adaptive}, but simulated shifts are counted from 0 up and are made "
+                "where edits change the classifier alone: give --adaptive classifier"
+            )
         if not 1 <= self.step <= self.context_images:
             raise ConfigError(
                 f"step is {self.step} images and context_images {self.context_images}, but it takes "

@@ -5,6 +5,9 @@ kind        tokens
 ==========  =========================================================================================================
 images      one an image in stream order: its standardised features, and what the host believes it shows
 pooled      two for all images, whatever their order: mean and standard deviation of the same, and how many images there are
+features    two likewise of the features alone: the cheapest, for the host's classifier need not run for it
+beliefs     one for all images, of the host's beliefs alone: what it takes images for, how surely, and what it confuses; it
+            holds few numbers and none that name a population, so it is for populations that no device has shown
 classes     one a class, whatever the order: how the images that the host takes for this class differ from the images of
             the class that the host has learned from, and their share
 ==========  =========================================================================================================
@@ -20,15 +23,17 @@ from torch import Tensor, nn
 from persona.errors import ConfigError, nearest
 from vision.hosts import Host
 
-CONTEXTS = ("images", "pooled", "classes")
+CONTEXTS = ("images", "pooled", "features", "beliefs", "classes")
 SMALLEST_STD = 1e-3
+# Log-probabilities are cut off here, and divided by this scale.
+SMALLEST_BELIEF, LOG_SCALE = 1e-6, 4.0
 
 
 class ContextReader(nn.Module):
     """Features of a device's images -> tokens for ``persona.editor.ParameterEditor``.
 
     Args:
-        kind: ``images``, ``pooled`` or ``classes``.
+        kind: one of ``CONTEXTS``.
         host: whose features are read.
 
     Attributes:
@@ -57,7 +62,13 @@ class ContextReader(nn.Module):
     def dim(self) -> int:
         """d_c."""
         f, k = self.features, self.classes
-        return {"images": f + k, "pooled": f + k + 1, "classes": f + 1}[self.kind]
+        widths = {"images": f + k, "pooled": f + k + 1, "features": f + 1, "beliefs": k * (k + 3) + 2, "classes": f + 1}
+        return widths[self.kind]
+
+    @property
+    def reads_beliefs(self) -> bool:
+        """Whether it takes the host's beliefs beside the features."""
+        return self.kind != "features"
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Take the scale of features (N, F), and where each class lies, from images the host has learned from (N,)."""
@@ -69,17 +80,21 @@ class ContextReader(nn.Module):
                 self.class_means[label] = standard[labels == label].mean(0)
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Context features (B, n, F + K) of a host -> tokens (B, T, d_c) and how many there are (B,)."""
+        """Tokens (B, T, d_c) and how many there are (B,).
+
+        Args:
+            context: (B, n, F + K) context features of a host; (B, n, F), its features alone, where ``reads_beliefs`` is false.
+        """
         features, belief = context[..., : self.features], context[..., self.features :]
         features = (features - self.mean) / self.std
         if self.kind == "images":
             tokens = torch.cat([features, belief], dim=-1)
         elif self.kind == "pooled":
-            images = torch.cat([features, belief], dim=-1)
-            pooled = torch.stack([images.mean(1), images.std(1, unbiased=False)], dim=1)
-            # The error of a mean of n goes with the root of 1 / n.
-            error = pooled.new_full((len(pooled), 2, 1), features.shape[1] ** -0.5)
-            tokens = torch.cat([pooled, error], dim=-1)
+            tokens = _pooled(torch.cat([features, belief], dim=-1))
+        elif self.kind == "features":
+            tokens = _pooled(features)
+        elif self.kind == "beliefs":
+            tokens = _believed(belief)
         else:
             weight = belief.sum(1)
             total = torch.einsum("bnk,bnf->bkf", belief, features) - weight.unsqueeze(-1) * self.class_means
@@ -87,3 +102,21 @@ class ContextReader(nn.Module):
             # One image's worth of doubt: a class that was hardly seen says nothing.
             tokens = torch.cat([total / (weight.unsqueeze(-1) + 1), share], dim=-1)
         return tokens, torch.full((len(tokens),), tokens.shape[1], dtype=torch.int64, device=tokens.device)
+
+
+def _pooled(images: Tensor) -> Tensor:
+    """(B, n, d) -> (B, 2, d + 1): mean and standard deviation, and the root of 1 / n, with which the error of a mean goes."""
+    std, mean = torch.std_mean(images, 1, correction=0)
+    return nn.functional.pad(torch.stack([mean, std], dim=1), (0, 1), value=images.shape[1] ** -0.5)
+
+
+def _believed(belief: Tensor) -> Tensor:
+    """(B, n, K) -> (B, 1, K (K + 3) + 2): mean belief, mean and deviation of its centred logarithm, what goes with each class."""
+    n = belief.shape[1]
+    log = belief.clamp_min(SMALLEST_BELIEF).log()
+    centred = (log - log.mean(-1, keepdim=True)) / LOG_SCALE
+    std, mean = torch.std_mean(centred, 1, correction=0)
+    confused = torch.einsum("bnj,bnk->bjk", belief, centred) / n
+    entropy = -(belief * log).sum(-1).mean(1, keepdim=True)
+    error = torch.full_like(entropy, n**-0.5)
+    return torch.cat([belief.mean(1), mean, std, confused.flatten(1), entropy, error], dim=1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Classifiers for devices: an image in, logits and features out, adaptive weights as inputs.
+"""Classifiers for devices: an image in, logits and features out, adaptive weights as constants that an edit exchanges.
 
 Shapes: C channels, H height, W width, F features, K classes.
 """
@@ -55,6 +55,7 @@ def device_model(
         bound=Bound("none") if editor is None else editor.bound,
         scales=host.weight_scales() if editor is None else editor.weight_scales,
         bank=bank,
+        constant=True,
         settings={"classes": class_names, "image_shape": list(image_shape), "host": host.config.as_dict()},
     )
 

@@ -1,11 +1,15 @@
 """Features of a host's images without an edit, computed once: shared layers are fixed after pre-training.
 
-Letters: N images, F features.
+Bodies for large images run as compiled graphs, which take a quarter of the time.
+
+Letters: N images, P positions asked for, n images of a window, F features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +18,22 @@ from torch import Tensor
 
 from persona.storage import digest_json, digest_tensors, load_tensors, save_tensors
 from vision.hosts import Host
+from vision.hosts.graph import CompiledBody
+from vision.hosts.norms import own_statistics
 from vision.images import DeviceImages
 
-# Images in one forward pass that needs no gradient.
-ROWS = 256
+# Images in one forward pass that needs no gradient: of small images, and of larger ones, whose activations are large.
+ROWS, ROWS_LARGE = 256, 25
 
 Int64Array = NDArray[np.int64]
+Compute = Callable[[Int64Array], Tensor]
+
+
+class Images(Protocol):
+    """Whatever has images at positions; see ``DeviceImages``."""
+
+    def tensor(self, positions: NDArray[np.integer]) -> Tensor:
+        """(P, C, H, W) uint8."""
 
 
 class FeatureCache:
@@ -42,23 +56,49 @@ class FeatureCache:
         return self.features[torch.from_numpy(self.row[positions])]
 
 
-def all_features(host: Host, data: DeviceImages, folder: Path | None) -> FeatureCache:
+def all_features(
+    host: Host, data: DeviceImages, folder: Path | None, images: Images | None = None, variant: str = ""
+) -> FeatureCache:
     """The features of all images; kept in ``folder``, where hosts with the same body find them again.
 
     Args:
         host: in evaluation mode.
-        data: the images.
+        data: says which images there are.
         folder: of feature files, each named by data and body; without one nothing is kept.
+        images: what is looked at in their places; the data's own by default.
+        variant: names these other images.
     """
-    positions = np.arange(data.n_images)
-    if folder is None:
-        return FeatureCache(host, data, positions)
-    path = folder / f"features-{digest_json([data.digest, body_digest(host)])[:16]}.safetensors"
-    if path.exists():
-        return FeatureCache(host, data, positions, load_tensors(path)[0]["features"])
-    cache = FeatureCache(host, data, positions)
-    save_tensors(path, {"features": cache.features}, {})
-    return cache
+    key = [data.digest, body_digest(host), *([variant] if variant else [])]
+    return _kept(host, data, folder, key, lambda positions: _features(host, images or data, positions))
+
+
+def window_features(
+    host: Host, data: DeviceImages, windows: Iterable[tuple[Int64Array, int]], prior: float, folder: Path | None
+) -> FeatureCache:
+    """The features of all images, each normalised by the statistics of the window in which it is new.
+
+    Args:
+        host: in evaluation mode.
+        data: the images.
+        windows: positions (n,) of each window, and how many at its end are new; every image is new once.
+        prior: how many images the running statistics weigh.
+        folder: as in ``all_features``.
+    """
+    known = list(windows)
+    described = [[int(own[0]), len(own), int(new)] for own, new in known]
+    key = [data.digest, body_digest(host), "window", prior, digest_json(described)]
+
+    def compute(positions: Int64Array) -> Tensor:
+        found = torch.empty(len(positions), host.feature_dim)
+        body = CompiledBody(host, prior)
+        for own, new in known:
+            pixels = data.tensor(own)
+            with torch.no_grad(), own_statistics(prior):
+                features = host.features(pixels) if host.config.small else body(pixels)
+            found[torch.from_numpy(own[-new:])] = features[-new:]
+        return found
+
+    return _kept(host, data, folder, key, compute)
 
 
 def body_digest(host: Host) -> str:
@@ -66,7 +106,19 @@ def body_digest(host: Host) -> str:
     return digest_tensors({**host.body.state_dict(), **host.norms.state_dict(prefix="norms.")})
 
 
+def _kept(host: Host, data: DeviceImages, folder: Path | None, key: list[object], compute: Compute) -> FeatureCache:
+    """What ``compute`` makes of all positions, or what it made of them before."""
+    positions = np.arange(data.n_images)
+    path = None if folder is None else folder / f"features-{digest_json(key)[:16]}.safetensors"
+    if path is not None and path.exists():
+        return FeatureCache(host, data, positions, load_tensors(path)[0]["features"])
+    features = compute(positions)
+    if path is not None:
+        save_tensors(path, {"features": features}, {})
+    return FeatureCache(host, data, positions, features)
+
+
 @torch.no_grad()
-def _features(host: Host, data: DeviceImages, positions: Int64Array) -> Tensor:
-    blocks = [positions[i : i + ROWS] for i in range(0, len(positions), ROWS)]
-    return torch.cat([host.features(data.tensor(block)) for block in blocks])
+def _features(host: Host, data: Images, positions: Int64Array) -> Tensor:
+    rows, run = (ROWS, host.features) if host.config.small else (ROWS_LARGE, CompiledBody(host))
+    return torch.cat([run(data.tensor(positions[i : i + rows])) for i in range(0, len(positions), rows)])

@@ -8,9 +8,9 @@ Shapes: N images, B devices, n images of a window, C channels, H height, W width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -120,6 +120,11 @@ class ImageObjective(_Validated):
         super().__init__(model, validation, config)
         self.data, self.positions, self.seed, self.cache = data, data.positions_of(devices), seed, cache
 
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        full, rest = divmod(len(self.positions), self.config.batch_size)
+        return full + (rest > 1)
+
     def batches(self, epoch: int) -> Iterator[ImageBatch]:
         """All images once; a last batch of a single one is left out, for batch norms need two."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.positions)
@@ -177,6 +182,10 @@ class DeviceObjective(_Validated):
             known = np.concatenate([data.positions_of(devices), data.positions_of(validation.devices)])
             self.cache = FeatureCache(model.host.eval(), data, np.unique(known))
 
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self.config.steps
+
     def batches(self, epoch: int) -> Iterator[DeviceBatch]:
         """Windows of random devices at random places of their streams."""
         rng = np.random.default_rng([self.seed, epoch])
@@ -196,6 +205,47 @@ class DeviceObjective(_Validated):
         """Mean cross-entropy of all images of all windows."""
         logits = self.model(batch.images, batch.features)
         return functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
+
+
+Own = TypeVar("Own", ImageObjective, DeviceObjective)
+
+
+class Mixture(Generic[Own]):
+    """Several objectives as one, such as the devices of folds, each judged over a host that has not seen them.
+
+    An epoch takes the same share of the batches of each part, in random order, and is about as long as one part's.
+
+    Args:
+        parts: whose batches are trained.
+        validators: whose validation is averaged to select the epoch.
+        seed: of the order.
+    """
+
+    def __init__(self, parts: Sequence[Own], validators: Sequence[Own], seed: int) -> None:
+        self.parts, self.validators, self.seed = list(parts), list(validators), seed
+
+    @property
+    def monitor(self) -> str:
+        """Larger is better."""
+        return self.validators[0].monitor
+
+    def batches(self, epoch: int) -> Iterator[tuple[Own, Any]]:
+        """Each batch with its part."""
+        batches = [part.batches(epoch) for part in self.parts]
+        shares = [-(-len(part) // len(self.parts)) for part in self.parts]
+        order = np.random.default_rng([self.seed, epoch, 47]).permutation(np.repeat(np.arange(len(shares)), shares))
+        for index in order.tolist():
+            yield self.parts[index], next(batches[index])
+
+    def loss(self, batch: tuple[Own, Any]) -> Tensor:
+        """Mean cross-entropy of a part's batch."""
+        part, own = batch
+        return part.loss(own)
+
+    def validate(self) -> dict[str, float]:
+        """The mean of every metric over the validators."""
+        found = [validator.validate() for validator in self.validators]
+        return {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
 
 
 def device_batch(

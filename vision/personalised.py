@@ -77,14 +77,21 @@ class Personalised(nn.Module):
         """The edit for every device from features (B, n, F), in one forward pass of the editor; ``None`` without one."""
         if self.editor is None or self.reader is None:
             return None
-        edit: Edit = self.editor(*self.reader(self.host.context_features(features)))
+        edit: Edit = self.editor(*self._tokens(features))
         return edit
 
     def codes(self, features: Tensor) -> Tensor:
         """The editing codes (B, L, d) of devices from features (B, n, F)."""
         assert self.editor is not None
+        return self.editor.codes(*self._tokens(features))
+
+    def _tokens(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the editor reads of features (B, n, F): tokens (B, T, d_c) and their number (B,)."""
         assert self.reader is not None
-        return self.editor.codes(*self.reader(self.host.context_features(features)))
+        tokens: tuple[Tensor, Tensor] = self.reader(
+            self.host.context_features(features) if self.reader.reads_beliefs else features
+        )
+        return tokens
 
     def start(self, device: int) -> None:
         """Nothing is remembered of a device: a window is all that the editor reads."""

@@ -12,7 +12,7 @@ from vision.baselines.duet import train_duet
 from vision.baselines.finetune import finetune_adaptive, finetune_all, finetune_device
 from vision.baselines.host import train_host, train_longer
 from vision.baselines.lame import train_lame
-from vision.baselines.persona import train_frozen, train_held_back, train_joint, train_tuned
+from vision.baselines.persona import train_cross_fitted, train_frozen, train_held_back, train_joint, train_tuned
 from vision.baselines.prototypes import train_basis, train_prototypes, train_refined
 from vision.baselines.t3a import train_t3a
 from vision.baselines.tent import train_tent
@@ -30,6 +30,7 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "duet": train_duet,
     "persona_frozen": train_frozen,
     "persona_joint": train_joint,
+    "persona_cross_fitted": train_cross_fitted,
     "persona_prototypes": train_prototypes,
     "persona_refined": train_refined,
     "persona_basis": train_basis,

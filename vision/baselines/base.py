@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +15,17 @@ from torch import nn
 
 from persona.edits import Edit, FactoredEdit
 from persona.storage import digest_json, write_json
-from persona.training import FitConfig, FitResult, fit
+from persona.training import FitConfig, FitResult, Objective, fit
 from vision.config import VisionConfig
 from vision.contexts import ContextReader
 from vision.evaluation import Classifier, Evaluation
-from vision.features import FeatureCache, all_features, body_digest
+from vision.features import FeatureCache, all_features, body_digest, window_features
 from vision.hosts import Host, make_host
 from vision.images import DeviceImages
-from vision.objectives import DeviceObjective, ImageObjective
+from vision.objectives import DeviceObjective, ImageObjective, Mixture
 from vision.personalised import Personalised, make_editor
 from vision.protocols import Split, make_split
+from vision.shifts import ShiftedImages
 
 FLOAT_BYTES = 4
 # Images whose features give a context reader its scale.
@@ -34,7 +35,6 @@ EDITED = ("persona", "duet", "finetune_adaptive", "finetune_device")
 
 Devices = NDArray[np.int64]
 OnEpoch = Callable[[str, dict[str, float]], None]
-Choice = TypeVar("Choice")
 
 
 @dataclass
@@ -109,11 +109,22 @@ class Problem:
         """Features of all images by the shared host, or by the given body, without an edit."""
         return self.features_of(self.new_host().eval() if self.given_body else self.base_host())
 
-    def features_of(self, host: Host) -> FeatureCache:
-        """Features of all images by a host whose body is fixed, computed once a body."""
-        key = body_digest(host)
+    def features_of(self, host: Host, copy: int = 0) -> FeatureCache:
+        """Features of all images, or of a shifted ``copy`` of them, by a host whose body is fixed; computed once a body."""
+        key = f"{body_digest(host)}-{copy}"
         if key not in self._caches:
-            self._caches[key] = all_features(host, self.data, self._features)
+            images, variant = (ShiftedImages(self.data, copy), f"shift-{copy}") if copy else (None, "")
+            self._caches[key] = all_features(host, self.data, self._features, images, variant)
+        return self._caches[key]
+
+    def features_under(self, prior: float) -> FeatureCache:
+        """Features of all images by the shared host, each normalised by its window's statistics; computed once a prior."""
+        host = self.base_host()
+        key = f"{body_digest(host)}-prior-{prior}"
+        if key not in self._caches:
+            everyone = self.evaluation(np.arange(self.data.n_devices))
+            windows = (window for device in everyone.devices.tolist() for window in everyone.windows(device))
+            self._caches[key] = window_features(host, self.data, windows, prior, self._features)
         return self._caches[key]
 
     @property
@@ -134,29 +145,39 @@ class Problem:
 
     def base_host(self, adaptive: str | None = None) -> Host:
         """The host trained on the split's training devices, a copy for every caller."""
-        if not self._hosts:
+        return self.trained_host("host", self.split.train, adaptive=adaptive)
+
+    def trained_host(
+        self, name: str, devices: Devices, validation: Evaluation | None = None, *, adaptive: str | None = None
+    ) -> Host:
+        """A host trained on some devices, a copy for every caller; ``validation`` is the problem's by default."""
+        if name not in self._hosts:
             model = Personalised(self.new_host(), fixed_body=self.given_body)
             learned = model.host.head.parameters() if self.given_body else model.parameters()
-            self.host_results["host"] = self.train("host", model, learned, self.split.train)
-            self._hosts["host"] = {k: v.clone() for k, v in model.host.state_dict().items()}
+            self.host_results[name] = self.train(name, model, learned, devices, validation=validation)
+            self._hosts[name] = {k: v.clone() for k, v in model.host.state_dict().items()}
         host = self.new_host(adaptive)
-        host.load_state_dict(self._hosts["host"])
+        host.load_state_dict(self._hosts[name])
         return host.eval()
 
-    def personalise(self, host: Host, *, generate: bool = False, **options: Any) -> Personalised:
+    def personalise(
+        self, host: Host, known: Devices | None = None, *, generate: bool = False, **options: Any
+    ) -> Personalised:
         """``host`` with an untrained editor; ``generate`` means no bound, no zero start, no transfer.
 
         Args:
             host: one with a trained body, whose features give the reader its scale; for DUET a fresh one.
+            known: the devices that the host has learned from; those of the split by default.
             generate: for DUET.
             **options: of ``Personalised``.
         """
         reader = ContextReader(self.config.context, host)
-        positions = self.data.positions_of(self.split.train)
+        positions = self.data.positions_of(self.split.train if known is None else known)
         if len(positions) > READER_IMAGES:
             positions = np.random.default_rng([self.config.seed, 43]).choice(positions, READER_IMAGES, replace=False)
-        known = FeatureCache(host.eval(), self.data, positions) if generate else self.features_of(host.eval())
-        features = known[positions]
+        fresh = generate and not self.given_body
+        cache = FeatureCache(host.eval(), self.data, positions) if fresh else self.features_of(host.eval())
+        features = cache[positions]
         reader.fit(features, self.data.label_tensor(positions))
         config = self.config.editor_config(reader.dim)
         if generate:
@@ -179,13 +200,43 @@ class Problem:
         *,
         keep_start: bool = False,
         fit_config: FitConfig | None = None,
+        validation: Evaluation | None = None,
     ) -> FitResult:
         """Train ``parameters`` of ``model`` on ``devices``; a training that is already in the folder is taken from there."""
-        config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
+        objective: Objective = self.objective(model, devices, validation)
+        if self.config.shifts and name.startswith(EDITED):
+            copies = self.shifted_objectives(model, devices, validation)
+            objective = Mixture([objective, *copies], [objective], self.config.seed)
+        return self.fit(name, model, parameters, objective, keep_start=keep_start, fit_config=fit_config)
+
+    def objective(
+        self, model: Personalised, devices: Devices, validation: Evaluation | None = None, copy: int = 0
+    ) -> ImageObjective | DeviceObjective:
+        """What ``model`` learns from ``devices``: images for a host, windows for an editor; those of a shifted ``copy``."""
         kind = ImageObjective if model.editor is None else DeviceObjective
         fixed = model.reads_features if model.editor is None else model.fixed_host
-        cache = self.features_of(model.host.eval()) if fixed else None
-        objective = kind(model, self.data, devices, self.validation, config.loss_config(), config.seed, cache)
+        cache = self.features_of(model.host.eval(), copy) if fixed else None
+        config = self.config
+        return kind(model, self.data, devices, validation or self.validation, config.loss_config(), config.seed, cache)
+
+    def shifted_objectives(
+        self, model: Personalised, devices: Devices, validation: Evaluation | None = None
+    ) -> list[ImageObjective | DeviceObjective]:
+        """What ``model`` learns from copies of ``devices`` under simulated shifts, where the settings ask for some."""
+        return [self.objective(model, devices, validation, copy) for copy in range(1, self.config.shifts + 1)]
+
+    def fit(
+        self,
+        name: str,
+        model: Personalised,
+        parameters: Iterable[nn.Parameter],
+        objective: Objective,
+        *,
+        keep_start: bool = False,
+        fit_config: FitConfig | None = None,
+    ) -> FitResult:
+        """Train by any objective; a training that is already in the folder is taken from there."""
+        config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
         return fit(
             model,
             parameters,
@@ -195,12 +246,6 @@ class Problem:
             on_epoch=None if on_epoch is None else lambda metrics: on_epoch(name, metrics),
             keep_start=keep_start,
         )
-
-    def choose(self, choices: Iterable[Choice], make: Callable[[Choice], Classifier]) -> Choice:
-        """The choice whose classifier is best on the validation devices; the first of equals."""
-        known = self.validation.cached(self.features)
-        scores = {choice: known.run(make(choice)).summary[self.config.monitor] for choice in choices}
-        return max(scores, key=lambda choice: scores[choice])
 
     def _editor_folder(self, folder: Path) -> Path:
         return folder / f"editor-{digest_json(self.config.editor_settings())[:8]}"

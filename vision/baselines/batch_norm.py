@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from vision.baselines.base import Problem, Trained
+from vision.baselines.folds import choose
 from vision.evaluation import Window
+from vision.features import FeatureCache
 from vision.hosts import Host
 from vision.hosts.norms import own_statistics
 
@@ -20,10 +22,16 @@ PRIORS = (1.0, 16.0, 64.0, 256.0)
 
 
 class BatchNorm:
-    """The host with statistics of the window; ``prior`` is N."""
+    """The host with statistics of the window.
 
-    def __init__(self, host: Host, prior: float) -> None:
-        self.host, self.prior = host, prior
+    Args:
+        host: the host.
+        prior: N.
+        known: features of all images under the statistics of their windows, where they are known already.
+    """
+
+    def __init__(self, host: Host, prior: float, known: FeatureCache | None = None) -> None:
+        self.host, self.prior, self.known = host, prior, known
 
     def start(self, device: int) -> None:
         """Nothing is remembered of a device."""
@@ -31,18 +39,23 @@ class BatchNorm:
     @torch.no_grad()
     def predict(self, window: Window) -> Tensor:
         """Logits (m, K)."""
+        if self.known is not None:
+            return self.host.classify(self.known[window.positions[-window.new :]])
         with own_statistics(self.prior):
             logits: Tensor = self.host(window.images)
         return logits[-window.new :]
 
 
 def train_batch_norm(problem: Problem) -> Trained:
-    """N chosen on the validation devices."""
-    host = problem.base_host()
+    """N chosen on the validation devices. Where the body is given, its features are computed once a prior."""
     started = time.perf_counter()
-    prior = problem.choose(PRIORS, lambda prior: BatchNorm(host, prior))
+
+    def make(host: Host, prior: float) -> BatchNorm:
+        return BatchNorm(host, prior, problem.features_under(prior) if problem.given_body else None)
+
+    prior = choose(problem, PRIORS, make)
     return Trained(
-        BatchNorm(host, prior),
+        make(problem.base_host(), prior),
         forward_passes=problem.window_passes,
         chosen={"prior": prior},
         seconds=time.perf_counter() - started,

@@ -16,15 +16,15 @@ from vision.personalised import Personalised
 
 
 def train_duet(problem: Problem) -> Trained:
-    """Host and generator learn together on all devices before validation."""
+    """Host and generator learn together on all devices before validation; the generator alone where the body is given."""
     host = problem.new_host("classifier")
     with torch.no_grad():
         for parameter in host.adaptive_parameters():
             parameter.zero_()
-    model = problem.personalise(host, generate=True)
+    model = problem.personalise(host, generate=True, fixed_host=problem.given_body)
     started = time.perf_counter()
     assert model.editor is not None
-    learned = [*host.shared_parameters(), *model.editor.parameters()]
+    learned = [*([] if problem.given_body else host.shared_parameters()), *model.editor.parameters()]
     result = problem.train("duet", model, learned, problem.everything)
     return Trained(
         model,
@@ -32,6 +32,7 @@ def train_duet(problem: Problem) -> Trained:
         forward_passes=problem.window_passes,
         result=result,
         seconds=time.perf_counter() - started,
+        keeps_body=problem.given_body,
     )
 
 

@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.baselines.base import Problem, Trained, adaptive_bytes, all_bytes
+from vision.baselines.folds import choose
 from vision.evaluation import Window
+from vision.features import FeatureCache
 from vision.hosts import Host
 from vision.images import DeviceImages
 from vision.personalised import Personalised
 
 FOLDS = 5
 STEPS = 10
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def finetune_all(problem: Problem) -> Trained:
@@ -58,10 +60,11 @@ class DeviceFinetuning:
         host: where every copy starts.
         data: images and labels.
         rate: of Adam.
+        known: features of the host, where edits leave them as they are.
     """
 
-    def __init__(self, host: Host, data: DeviceImages, rate: float) -> None:
-        self.host, self.data, self.rate = host, data, rate
+    def __init__(self, host: Host, data: DeviceImages, rate: float, known: FeatureCache | None = None) -> None:
+        self.host, self.data, self.rate, self.known = host, data, rate, known
         self.logits: dict[int, Tensor] = {}
 
     def start(self, device: int) -> None:
@@ -72,7 +75,7 @@ class DeviceFinetuning:
         for k in range(min(FOLDS, len(positions))):
             tuned = self._tuned(positions[fold != k])
             with torch.no_grad():
-                out = tuned(self.data.tensor(positions[fold == k]))
+                out = self._logits(tuned, positions[fold == k])
             self.logits |= dict(zip(positions[fold == k].tolist(), out, strict=True))
 
     def predict(self, window: Window) -> Tensor:
@@ -83,22 +86,32 @@ class DeviceFinetuning:
         tuned = copy.deepcopy(self.host).eval()
         if not len(positions):
             return tuned
-        images, labels = self.data.tensor(positions), self.data.label_tensor(positions)
+        labels = self.data.label_tensor(positions)
         optimizer = torch.optim.Adam(tuned.adaptive_parameters(), lr=self.rate)
         for _ in range(STEPS):
             optimizer.zero_grad()
-            functional.cross_entropy(tuned(images), labels).backward()  # type: ignore[no-untyped-call]
+            functional.cross_entropy(self._logits(tuned, positions), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return tuned
+
+    def _logits(self, host: Host, positions: NDArray[np.int64]) -> Tensor:
+        if self.known is not None:
+            return host.classify(self.known[positions])
+        logits: Tensor = host(self.data.tensor(positions))
+        return logits
 
 
 def finetune_device(problem: Problem) -> Trained:
     """Each device by itself, on its own labels: the upper bound of what personalisation could give."""
-    host = problem.base_host()
     started = time.perf_counter()
-    rate = problem.choose(RATES, lambda rate: DeviceFinetuning(host, problem.data, rate))
+
+    def make(host: Host, rate: float) -> DeviceFinetuning:
+        known = problem.features_of(host) if host.shared_features else None
+        return DeviceFinetuning(host, problem.data, rate, known)
+
+    rate = choose(problem, RATES, make)
     return Trained(
-        DeviceFinetuning(host, problem.data, rate),
+        make(problem.base_host(), rate),
         forward_passes=1.0 + STEPS,
         backward_passes=float(STEPS),
         chosen={"rate": rate},

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vision.baselines.base import Problem, Trained
+from vision.baselines.folds import choose
 from vision.evaluation import Window
 from vision.hosts import Host
 
@@ -69,7 +70,7 @@ def train_lame(problem: Problem) -> Trained:
     """The number of neighbours chosen on the validation devices."""
     host = problem.base_host()
     started = time.perf_counter()
-    neighbours = problem.choose(NEIGHBOURS, lambda neighbours: Lame(host, neighbours))
+    neighbours = choose(problem, NEIGHBOURS, Lame)
     return Trained(
         Lame(host, neighbours),
         forward_passes=problem.window_passes,

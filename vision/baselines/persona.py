@@ -1,4 +1,4 @@
-"""Persona with a single prototype: the host itself plus the editor's edit, in the three modes of training."""
+"""Persona with a single prototype: the host itself plus the editor's edit, in the four modes of training."""
 
 from __future__ import annotations
 
@@ -7,13 +7,55 @@ import time
 from vision.baselines.base import Devices, Problem, Trained
 from vision.baselines.duet import payload
 from vision.baselines.finetune import finetune_adaptive
+from vision.baselines.folds import device_folds, population_folds
 from vision.hosts import Host
+from vision.objectives import Mixture
 from vision.personalised import Personalised
 
 
 def train_held_back(problem: Problem) -> Trained:
     """The editor learns from devices that its fixed host has not seen, so there is an error left to learn from."""
     return _edit_fixed(problem, "persona_held_back", problem.split.adapt)
+
+
+def train_cross_fitted(problem: Problem) -> Trained:
+    """The editor learns from devices over hosts that have not seen them, and is used over the host that has seen them all.
+
+    Where the host is deployed on unknown populations, every known one is left out in turn: the editor learns what to change
+    on a population that its host has never met, and validation looks at each over the host that left it out. Elsewhere the
+    editor's devices come in parts, and the host that is deployed is the one with its adaptive layers fine-tuned on all of them.
+    """
+    folds = population_folds(problem)
+    tuned = None if folds else finetune_adaptive(problem)
+    host = problem.base_host() if tuned is None else _personalised(tuned).host
+    deployed = problem.personalise(host, fixed_host=True)
+    assert deployed.editor is not None
+    started = time.perf_counter()
+    parts, validators = [], []
+    for fold in folds or device_folds(problem):
+        model = problem.personalise(fold.host, fold.known, fixed_host=True).eval()
+        model.editor = deployed.editor
+        plain = problem.objective(model, fold.devices, fold.validation)
+        parts += [plain, *problem.shifted_objectives(model, fold.devices, fold.validation)]
+        validators.append(plain)
+    if not folds:
+        validators = [problem.objective(deployed, problem.split.adapt)]
+    result = problem.fit(
+        "persona_cross_fitted",
+        deployed,
+        deployed.editor.parameters(),
+        Mixture(parts, validators, problem.config.seed),
+        keep_start=True,
+        fit_config=problem.config.editor_fit(),
+    )
+    return Trained(
+        deployed,
+        payload(problem, deployed),
+        forward_passes=_passes(problem),
+        result=result,
+        seconds=time.perf_counter() - started + (0.0 if tuned is None else tuned.seconds),
+        keeps_body=deployed.host.shared_features,
+    )
 
 
 def train_frozen(problem: Problem) -> Trained:
@@ -43,9 +85,8 @@ def train_tuned(problem: Problem) -> Trained:
     """The editor of a host whose adaptive layers were fine-tuned for everybody on the editor's devices: what is left to learn
     is how devices differ. All devices receive the fine-tuned layers once.
     """
-    tuned = finetune_adaptive(problem).classifier
-    assert isinstance(tuned, Personalised)
-    return _edit_fixed(problem, "persona_tuned", problem.split.adapt, tuned.host)
+    host = _personalised(finetune_adaptive(problem)).host
+    return _edit_fixed(problem, "persona_tuned", problem.split.adapt, host)
 
 
 def _edit_fixed(problem: Problem, name: str, devices: Devices, host: Host | None = None) -> Trained:
@@ -64,6 +105,11 @@ def _edit_fixed(problem: Problem, name: str, devices: Devices, host: Host | None
         seconds=time.perf_counter() - started,
         keeps_body=host is None or model.host.shared_features,
     )
+
+
+def _personalised(trained: Trained) -> Personalised:
+    assert isinstance(trained.classifier, Personalised)
+    return trained.classifier
 
 
 def _passes(problem: Problem) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vision.baselines.base import Problem, Trained
+from vision.baselines.folds import choose
 from vision.evaluation import Window
 from vision.hosts import Host
 
@@ -69,6 +70,6 @@ def train_t3a(problem: Problem) -> Trained:
     """M chosen on the validation devices."""
     host = problem.base_host()
     started = time.perf_counter()
-    keep = problem.choose(SUPPORTS, lambda keep: T3A(host, keep))
+    keep = choose(problem, SUPPORTS, T3A)
     seconds = time.perf_counter() - started
     return Trained(T3A(host, keep), chosen={"supports": keep}, seconds=seconds, keeps_body=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vision.baselines.base import Problem, Trained
+from vision.baselines.folds import choose
 from vision.evaluation import Window
 from vision.hosts import Host
 from vision.hosts.norms import own_statistics
@@ -59,7 +60,7 @@ def train_tent(problem: Problem) -> Trained:
     """Rate and statistics chosen on the validation devices."""
     host = problem.base_host()
     started = time.perf_counter()
-    rate, prior = problem.choose(product(RATES, PRIORS), lambda choice: Tent(host, *choice))
+    rate, prior = choose(problem, product(RATES, PRIORS), lambda host, choice: Tent(host, *choice))
     return Trained(
         Tent(host, rate, prior),
         forward_passes=problem.window_passes,
