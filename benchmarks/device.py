@@ -127,14 +127,14 @@ def measure(kind: str, model: DeviceModel, data: dict[str, torch.Tensor], folder
         wanted = model.module(*data.values())[0].numpy()
     errors = np.abs(device.run(arrays).arrays[model.outputs[0]] - wanted)
 
-    weights = {name: np.array(value) for name, value in device.bundle.weights.items()}
+    edited = device.bundle.under({name: np.array(value) for name, value in device.bundle.weights.items()})
 
     def eager() -> None:
         with torch.inference_mode():
             model.module(*data.values())
 
     variants: dict[str, Callable[[], object]] = {
-        "edited": lambda: device.bundle.session.run(device.bundle.outputs, {**arrays, **weights}),
+        "edited": lambda: edited.run(device.bundle.outputs, arrays),
         "unedited": lambda: unedited.run(device.bundle.outputs, arrays),
         "device": lambda: device.run(arrays),
         "device_host": lambda: device.run(arrays, plain=True),

@@ -1,7 +1,7 @@
 """The folder that a device runs: made by ``persona export``, read here without torch.
 
     device.json            format, task, layers, inputs and outputs, bound, digests of all files
-    graph.onnx             the host; the weights of its adaptive layers are inputs
+    graph.onnx             the host; the weights of its adaptive layers are inputs, or constants that lie in the next file
     adaptive.safetensors   those weights as the host has them: <layer>.weight (in, out) and <layer>.bias (out,)
     bank/                  the prototype bank (absent if the host has none)
     policy.safetensors     when to ask for a new edit (absent if it was not calibrated)
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from persona.arrays import Floats, arrays_from_bytes, read_file
 from persona.bundles import BundleFormat
@@ -39,6 +40,9 @@ HEADER, GRAPH, ADAPTIVE, BANK, POLICY = (
     "policy.safetensors",
 )
 EXECUTORCH_GRAPH = "graph.pte"
+# How adaptive weights reach the graph. As inputs they cost nothing to exchange, and many devices share a session. As constants
+# they are folded into convolutions and packed for the processor, once an edit, in a session of the device's own.
+INPUTS, CONSTANTS = "inputs", "constants"
 _ENTRIES = ("task", "graph", "host", "layers", "inputs", "outputs", "bound", "bank_version", "settings", "files")
 HEADER_OF = BundleFormat(
     FORMAT,
@@ -59,6 +63,27 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """A graph under certain adaptive weights, ready to run; threads may share it.
+
+    Attributes:
+        session: of the graph.
+        fed: weights that are inputs of it.
+        held: weights that are constants of it, which it does not copy.
+    """
+
+    session: onnxruntime.InferenceSession
+    fed: dict[str, Floats]
+    held: tuple[onnxruntime.OrtValue, ...] = ()
+
+    def run(self, outputs: list[str], data: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The outputs of these names."""
+        # Plain arrays: values that were bound before cost three times the launch of a small graph.
+        found: list[NDArray[Any]] = self.session.run(outputs, {**data, **self.fed})
+        return found
+
+
+@dataclass(frozen=True)
 class DeviceBundle:
     """A host on a device: shared by all that run it, and never changed.
 
@@ -66,7 +91,7 @@ class DeviceBundle:
         folder: where it was read from.
         host: digest of the host.
         layers: its adaptive layers, in order.
-        weights: their own weights, by the names of the graph's inputs.
+        weights: their own weights, by the names that the graph has for them.
         region: where edits of them may lie.
         settings: of the task.
         files: the files of the task by name.
@@ -74,7 +99,9 @@ class DeviceBundle:
         policy: when to ask for a new edit, if it was calibrated.
         inputs: the data that the graph reads, by name.
         outputs: names of what it computes.
-        session: the graph, ready to run. It may be shared by threads.
+        plain: the graph under the host's own weights.
+        graph: the graph as bytes, where its adaptive weights are constants.
+        threads: compute threads of the graph.
     """
 
     folder: Path
@@ -89,7 +116,9 @@ class DeviceBundle:
     policy: RequestPolicy | None
     inputs: dict[str, Input]
     outputs: list[str]
-    session: onnxruntime.InferenceSession = field(repr=False)
+    plain: Weighted = field(repr=False)
+    graph: bytes = field(default=b"", repr=False)
+    threads: int = 1
 
     @classmethod
     def load(cls, folder: Path | str, threads: int = 1) -> DeviceBundle:
@@ -117,6 +146,7 @@ class DeviceBundle:
             outputs = list(header["outputs"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{folder / HEADER} is damaged ({error}): export the bundle again") from error
+        graph, source, constant = files[GRAPH], str(folder / GRAPH), header.get("weights", INPUTS) == CONSTANTS
         bank = DeviceBank.load(folder / BANK, layers, header["host"], region) if header["bank_version"] else None
         if bank is not None and bank.version != header["bank_version"]:
             raise MismatchError(f"{folder} holds the prototype bank of another bundle: export the bundle again")
@@ -133,8 +163,22 @@ class DeviceBundle:
             policy=RequestPolicy.from_bytes(files[POLICY]) if POLICY in files else None,
             inputs=inputs,
             outputs=outputs,
-            session=open_graph(files[GRAPH], str(folder / GRAPH), threads),
+            plain=_constant(graph, weights, source, threads)
+            if constant
+            else Weighted(open_graph(graph, source, threads), weights),
+            graph=graph if constant else b"",
+            threads=threads,
         )
+
+    def under(self, weights: dict[str, Floats]) -> Weighted:
+        """The graph under other weights than the host's: at once where they are inputs, else after some tens of milliseconds.
+
+        Raises:
+            FormatError: the graph cannot be opened with them.
+        """
+        if not self.graph:
+            return Weighted(self.plain.session, weights)
+        return _constant(self.graph, weights, str(self.folder / GRAPH), self.threads)
 
     @cached_property
     def edit_bytes(self) -> int:
@@ -195,8 +239,19 @@ def _weights(data: bytes, layers: tuple[Layer, ...], host: str, path: Path) -> d
     return arrays
 
 
-def open_graph(graph: bytes, source: str = "this graph", threads: int = 1) -> onnxruntime.InferenceSession:
+def open_graph(
+    graph: bytes,
+    source: str = "this graph",
+    threads: int = 1,
+    constants: Mapping[str, onnxruntime.OrtValue] | None = None,
+) -> onnxruntime.InferenceSession:
     """A graph, ready to run on the CPU.
+
+    Args:
+        graph: as bytes.
+        source: where it comes from.
+        threads: compute threads.
+        constants: its weights that lie outside of it, by name.
 
     Raises:
         FormatError: it is no graph that this onnxruntime runs.
@@ -206,8 +261,15 @@ def open_graph(graph: bytes, source: str = "this graph", threads: int = 1) -> on
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # its warnings are about how graphs could be smaller
     try:
+        if constants:
+            options.add_external_initializers(list(constants), list(constants.values()))
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own making
         raise FormatError(
             f"{source} is no graph that this onnxruntime runs ({error}): export the bundle again"
         ) from error
+
+
+def _constant(graph: bytes, weights: Mapping[str, Floats], source: str, threads: int) -> Weighted:
+    held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(weight) for name, weight in weights.items()}
+    return Weighted(open_graph(graph, source, threads, held), {}, tuple(held.values()))

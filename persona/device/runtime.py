@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from persona.arrays import Floats
 from persona.device.bank import FILES, DeviceBank, check_level
-from persona.device.bundle import DeviceBundle
+from persona.device.bundle import DeviceBundle, Weighted
 from persona.device.changes import Changes, decode_edits
 from persona.device.state import EDIT, PROTOTYPE, Remembered, StateFolder
 from persona.errors import DataError, FormatError, PersonaError
@@ -58,10 +58,10 @@ class Received:
 
 @dataclass(frozen=True)
 class _Active:
-    """Weights in use by the names of the graph's inputs, and what made them."""
+    """The graph under the weights in use, and what made them."""
 
     level: str
-    weights: dict[str, Floats]
+    graph: Weighted
 
 
 class Device:
@@ -89,7 +89,7 @@ class Device:
         self.bundle = bundle
         self.notes: list[str] = []
         self._state = None if state is None else StateFolder(state)
-        self._host = _Active("host", bundle.weights)
+        self._host = _Active("host", bundle.plain)
         self._active = self._host
         self.bank: DeviceBank | None = bundle.bank
         if self._state is not None:
@@ -161,8 +161,7 @@ class Device:
 
     def _compute(self, inputs: Mapping[str, NDArray[Any]], active: _Active) -> dict[str, NDArray[Any]]:
         try:
-            # Plain arrays: values that were bound before cost three times the launch of a small graph.
-            values = self.bundle.session.run(self.bundle.outputs, {**inputs, **active.weights})
+            values = active.graph.run(self.bundle.outputs, inputs)
         except Exception as error:  # onnxruntime raises classes of its own making
             wanted = ", ".join(f"{name} {given.dtype} {given.shape}" for name, given in self.bundle.inputs.items())
             raise DataError(f"the graph cannot run on this input ({error}): it reads {wanted}") from error
@@ -180,7 +179,7 @@ class Device:
         with np.errstate(all="ignore"):  # what overflows is refused below
             bounded = region.bounded(changes)
             region.check(bounded)
-        active = _Active(level, _edited(self.bundle.weights, bounded))
+        active = _Active(level, self.bundle.under(_edited(self.bundle.weights, bounded)))
         self._try(active)
         return active, prototype
 
@@ -258,7 +257,7 @@ class Device:
 
 
 def _edited(weights: Mapping[str, Floats], changes: Changes) -> dict[str, Floats]:
-    """W + dW and b + db of every adaptive layer, by the names of the graph's inputs."""
+    """W + dW and b + db of every adaptive layer, by the names that the graph has for them."""
     edited = dict(weights)
     for name, change in changes.items():
         edited[f"{name}.weight"] = np.ascontiguousarray(weights[f"{name}.weight"] + change.weight)

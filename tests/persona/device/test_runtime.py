@@ -17,8 +17,9 @@ from persona.device.state import EDIT, PROTOTYPE, StateFolder
 from persona.edit_format import encode_edit
 from persona.edits import Edit
 from persona.errors import ConfigError, DataError, FormatError, MismatchError, PersonaError
+from persona.export import write_device_bundle
 from persona.prototypes import save_bank
-from tests.persona.device.world import X, edit, make_bundle, message, under
+from tests.persona.device.world import X, device_model, edit, make_bundle, message, under
 from tests.persona.prototypes.world import by_head, editor, partition
 from tests.persona.toy import HOST, SPECS, random_edit
 
@@ -326,3 +327,16 @@ def test_the_zero_edit_is_the_host_to_the_bit(bundles):
 
 def test_bundles_are_made_where_nothing_was(tmp_path):
     assert (make_bundle(tmp_path / "deep" / "bundle") / "device.json").is_file()
+
+
+def test_weights_may_be_constants_of_the_graph(tmp_path):
+    write_device_bundle(device_model(constant=True), tmp_path / "bundle")
+    bundle = DeviceBundle.load(tmp_path / "bundle")
+    assert [entry.name for entry in bundle.plain.session.get_inputs()] == ["x"]
+    device = Device(bundle, tmp_path / "state")
+    assert np.allclose(_answer(device), under(None), atol=1e-5)
+    for seed in (1, 2):
+        device.receive(message("full", seed=seed), "full")
+        assert np.allclose(_answer(device), under(edit("full", seed=seed)), atol=1e-5)
+    assert np.allclose(device.run({"x": X}, plain=True).arrays["y"], under(None), atol=1e-5)
+    assert np.allclose(_answer(Device(bundle, tmp_path / "state")), under(edit("full", seed=2)), atol=1e-5)
