@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=["quality", "speed"])
     parser.add_argument("--data", default="movielens-small")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--items", type=int, nargs="+", default=[100_000])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--rounds", type=int, default=5)
@@ -185,7 +185,8 @@ def main() -> None:
     if options.what != "speed":
         result["quality"] = quality(options.data, options.epochs)
     if options.what != "quality":
-        result["speed"] = speed(options.items, options.width, options.batches, options.rounds)
+        sizes = [speed(items, options.width, options.batches, options.rounds) for items in options.items]
+        result["speed"] = [row for rows in sizes for row in rows]
     print(json.dumps(result, indent=2))
 
 

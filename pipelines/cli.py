@@ -15,6 +15,7 @@ from pipelines import (
     console,
     doctor,
     export_cli,
+    planning_cli,
     recsys_cli,
     replay_cli,
     serve_cli,
@@ -33,6 +34,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exce
 app.add_typer(recsys_cli.app, name="recsys")
 bank_cli.register(recsys_cli.app)
 collect_cli.register(recsys_cli.app)
+planning_cli.register(recsys_cli.app)
 replay_cli.register(recsys_cli.app)
 app.add_typer(vision_cli.app, name="vision")
 workbench_cli.register(app)

@@ -158,7 +158,7 @@ def of_window(recommender: Recommender, bank: PrototypeBank, window: Window, sha
     names = window.data.user_ids.gather(sample.users.numpy()).to_list()
     about: dict[str, Any] = window.describe()
     if shard.count > 1:
-        about |= _of_share(window, users[rows].unique(), shard)
+        about |= _of_share(window, torch.unique(users[rows]), shard)
     return Seen(fold.result(), about, sample.codes, names, window.data.digest)
 
 
@@ -186,7 +186,7 @@ def of_files(paths: Sequence[Path], bank: PrototypeBank) -> Seen:
     if not found:
         raise DataError(f"there is no file of statistics in {', '.join(map(str, paths))}: run `persona recsys collect`")
     statistics, windows = merge_statistics(found, bank)
-    users = statistics.users.unique()
+    users = torch.unique(statistics.users)
     about = {
         "events": sum(w["events"] for w in windows),
         "users": len(users),
@@ -238,4 +238,4 @@ def collect(
     seen = of_window(recommender, bank, found, shard)
     digest = save_statistics(out, seen.statistics, bank, seen.window)
     contexts = int(seen.statistics.counts.sum())
-    return Collected(out, bank.version, contexts, int(seen.statistics.users.unique().numel()), seen.window, digest)
+    return Collected(out, bank.version, contexts, int(torch.unique(seen.statistics.users).numel()), seen.window, digest)

@@ -297,7 +297,8 @@ class _Kept:
                     some = np.bincount(users - users[0])
                     counts[int(users[0]) : int(users[0]) + len(some)] += some
                     writer.write_table(pa.table([new_item[items], times], schema=schema))
-        return counts[self.users.to_numpy()]
+        stay: NDArray[np.int64] = counts[self.users.to_numpy()]
+        return stay
 
 
 def _read(path: Path) -> NDArray[Any]:
