@@ -2,8 +2,9 @@
 
     python -m benchmarks.device [--rounds 30] [--out docs/evidence/device.json]
 
-The edited graph has the weights of its adaptive layers as inputs; the unedited rival is the same host exported as one would
-without personalisation, its weights inside the graph. `device` is the whole of `persona.device.Device.run` under an edit: the
+The edited graph has the weights of its adaptive layers as inputs (recommenders) or exchanged constants (classifiers); the unedited
+rival is the same host exported as one would without personalisation, its weights inside the graph. `receive_ms` is the time from
+the bytes of an edit to a device that answers by it: checks, bound, new weights, a first answer. `device` is the whole of `persona.device.Device.run` under an edit: the
 edited graph, and the check that what it says is finite; `device_host` is the same device without an edit. Recommenders rank 3,700 items (preset
 `paper`), classifiers read one image of 3 x 96 x 96 pixels and know ten classes; all weights are random, which changes no
 time. One thread, batch 1. The variants take turns in bursts, and ratios are medians over rounds.
@@ -46,6 +47,7 @@ from vision.personalised import Personalised as VisionPersonalised  # noqa: E402
 ITEMS, CLASSES, PIXELS = 3700, 10, 96
 # Calls in a row: enough that caches are warm again after another variant's turn.
 BURST_US, LONGEST_BURST = 10_000.0, 60
+RECEIPTS = 10
 RECOMMENDERS = ("din", "gru4rec", "sasrec")
 CLASSIFIERS = ("mobilenet_v3_small", "resnet18")
 
@@ -150,6 +152,7 @@ def measure(kind: str, model: DeviceModel, data: dict[str, torch.Tensor], folder
         "adaptive_numbers": sum(spec.parameters for spec in model.layers.specs),
         "full_edit_bytes": len(message),
         "median_us": {name: round(statistics.median(values), 1) for name, values in times.items()},
+        "receive_ms": round(min(timed(lambda: device.receive(message, "full")) for _ in range(RECEIPTS)) / 1e3, 2),
         "edited_to_unedited": ratio(times["edited"], times["unedited"]),
         "device_to_device_host": ratio(times["device"], times["device_host"]),
         "largest_error": float(errors.max()),

@@ -8,7 +8,7 @@
 Each device is one day of one user of the log: it starts with the user's history before that day, and the day's events come at
 their times of day, all devices' days laid over each other. At each event the device has ranked the next item by itself; then it
 decides, again by itself, whether to ask the cloud for an edit. A share of devices loses the network for an hour at a time: they
-go on with what they have. At most eight devices talk to the service at a time, and time is not waited for.
+go on with what they have. A device whose prototype bank is older than the service's fetches the new one first. At most eight devices talk to the service at a time, and time is not waited for.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from persona.device import CloudClient, CloudError, Device, DeviceBundle
+from persona.device import CloudClient, CloudEdit, CloudError, Device, DeviceBundle
 from persona.errors import DataError, PersonaError
 from recsys.device import Catalogue, DeviceRecommender
 from recsys.sequences import SequenceData
 
 DAY, HOUR = 86_400, 3_600
 TOP = 10
+# The device holds another version than the service.
+CONFLICT = 409
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Report:
     host_hits: int = 0
     wanted: int = 0
     received: int = 0
+    banks: int = 0
     offline: int = 0
     turned_away: int = 0
     refused: int = 0
@@ -76,6 +79,7 @@ class Report:
             "seconds": round(seconds, 1),
             "requests_an_event": round(self.wanted / events, 4),
             "edits_received": self.received,
+            "banks_fetched": self.banks,
             "offline_when_wanted": self.offline,
             "turned_away_in_the_end": self.turned_away,
             "sent_again": self.retried,
@@ -163,24 +167,34 @@ def _event(
 
 
 def _ask(report: Report, device: DeviceRecommender, history: list[str], cloud: CloudClient) -> None:
-    bundle, bank = device.device.bundle, device.device.bank
     start = time.perf_counter()
     try:
-        edit = cloud.edit(
-            {"history": history[-device.length :]},
-            "full" if bank is None else "basis",
-            host=bundle.host,
-            bank=None if bank is None else bank.version,
-        )
-    except CloudError:
-        report.turned_away += 1
-        return
-    report.cloud_ms.append(1e3 * (time.perf_counter() - start))
-    try:
+        try:
+            edit = _edit(device, history, cloud)
+        except CloudError as outdated:
+            if outdated.status != CONFLICT:
+                raise
+            device.device.receive_bank(cloud.bank())
+            report.banks += 1
+            edit = _edit(device, history, cloud)
+        report.cloud_ms.append(1e3 * (time.perf_counter() - start))
         device.receive(edit.message, edit.level, history)
         report.received += 1
+    except CloudError:
+        report.turned_away += 1
     except PersonaError:
         report.refused += 1
+
+
+def _edit(device: DeviceRecommender, history: list[str], cloud: CloudClient) -> CloudEdit:
+    """An edit for the device's own versions."""
+    bundle, bank = device.device.bundle, device.device.bank
+    return cloud.edit(
+        {"history": history[-device.length :]},
+        "full" if bank is None else "basis",
+        host=bundle.host,
+        bank=None if bank is None else bank.version,
+    )
 
 
 def main() -> None:

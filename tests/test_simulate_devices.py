@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from persona.device import DeviceBundle
+from persona.device.bank import pack_bank, read_bank
 from persona.errors import DataError
-from persona.prototypes import Server
+from persona.prototypes import Server, fit_bank, save_bank
 from recsys.export import export_recommender, fit_request_policy
+from recsys.recommender import Recommender
 from recsys.sequences import SequenceData
 from tests.recsys.test_export import recommender
 from tests.recsys.toy import walks
@@ -57,11 +59,12 @@ def test_a_day_of_a_user_is_a_device(simulate):
 
 
 class _Cloud:
-    """The edits of a recommender over HTTP, every fifth request turned away for good."""
+    """The edits and the bank of a recommender over HTTP, every fifth request for an edit turned away for good."""
 
-    def __init__(self, made):
+    def __init__(self, made, folder):
         server = Server(made.model.editor, made.bank)
-        asked = []
+        save_bank(folder, made.bank)
+        asked, told_of_bank = [], pack_bank(read_bank(folder))
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -71,12 +74,17 @@ class _Cloud:
                 asked.append(body)
                 if len(asked) % 5 == 0:
                     return self._send(503, {"retry-after": "900"}, b'{"error": "full", "kind": "over_capacity"}')
+                if body["bank"] != made.bank.version:
+                    return self._send(409, {}, b'{"error": "another bank", "kind": "other_version"}')
                 with torch.no_grad():
                     context = made.context(made.known_items([body["history"]])[0])
                     codes = made.model.editor.codes(made.model.host.context_features(context), context.lengths)
                 told = {"x-persona-level": body["level"], "x-persona-host": body["host"]}
                 message = server.messages(codes, body["level"])[0]
                 return self._send(200, told | {"content-type": "application/octet-stream"}, message)
+
+            def do_GET(self):
+                return self._send(200, {"content-type": "application/octet-stream"}, told_of_bank)
 
             def _send(self, status, headers, data):
                 self.send_response(status)
@@ -97,7 +105,7 @@ class _Cloud:
 def test_devices_live_through_their_day(simulate, tmp_path):
     made, data = recommender("gru4rec"), _days()
     export_recommender(made, tmp_path / "bundle", policy=fit_request_policy(made, data, 0.5))
-    bundle, cloud = DeviceBundle.load(tmp_path / "bundle"), _Cloud(made)
+    bundle, cloud = DeviceBundle.load(tmp_path / "bundle"), _Cloud(made, tmp_path / "bank")
     days = simulate.user_days(data, 20)
     report = simulate.live(days, bundle, tmp_path / "states", cloud.url, 0.0, 0)
     found = report.as_dict(len(days), 1.0)
@@ -106,11 +114,28 @@ def test_devices_live_through_their_day(simulate, tmp_path):
     assert report.turned_away == len(cloud.asked) // 5
     assert 0 < report.wanted < 60
     assert found["answers_by_level"]["basis"] > 0
-    assert report.refused == report.offline == 0
+    assert report.refused == report.offline == report.banks == 0
     assert found["bytes_down_an_edit"] <= 64 + 60
     away = simulate.live(days, bundle, tmp_path / "away", cloud.url, 1.0, 0)
     assert (away.received, away.offline) == (0, away.wanted)
     assert away.levels == {"host": 60}
     assert away.hits == away.host_hits
+    cloud.server.shutdown()
+    cloud.server.server_close()
+
+
+def test_devices_take_up_a_newer_bank(simulate, tmp_path):
+    made, data = recommender("gru4rec"), _days()
+    export_recommender(made, tmp_path / "bundle", policy=fit_request_policy(made, data, 0.5))
+    codes = made.codes(made.context([[f"i{n}"] for n in range(1, 21)]))
+    made = Recommender(made.model, made.item_ids, made.titles, bank=fit_bank(made.model.editor, codes, 3).bank)
+    bundle, cloud = DeviceBundle.load(tmp_path / "bundle"), _Cloud(made, tmp_path / "bank")
+    assert bundle.bank.version != made.bank.version
+    days = simulate.user_days(data, 20)
+    report = simulate.live(days, bundle, tmp_path / "states", cloud.url, 0.0, 0)
+    assert 0 < report.banks <= 20, "each device fetches it once"
+    assert report.refused == 0
+    assert report.received > 0
+    assert report.levels["basis"] > 0
     cloud.server.shutdown()
     cloud.server.server_close()

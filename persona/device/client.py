@@ -123,7 +123,8 @@ class CloudClient:
             bank: version of the device's bank, likewise.
 
         Raises:
-            CloudError: no answer, or a refusal; 409 means that the device has to be updated.
+            CloudError: no answer, or a refusal; 409 means that the device has to be updated: take the service's ``bank``,
+                and if that is of another host, a new bundle.
         """
         body = {**request, "level": level} | {k: v for k, v in (("host", host), ("bank", bank)) if v is not None}
         data, headers = self._send("POST", "/v1/edits", body, BINARY)
@@ -134,6 +135,19 @@ class CloudClient:
             )
         prototype = int(told["prototype"]) if told["prototype"].isdecimal() else None
         return CloudEdit(told["level"], data, prototype, told["host"], told["bank"])
+
+    def bank(self) -> bytes:
+        """The prototype bank that the service answers with, as ``Device.receive_bank`` takes it.
+
+        Raises:
+            CloudError: no answer, or there is no bank.
+        """
+        data, headers = self._send("GET", "/v1/prototypes", None, BINARY)
+        if headers.get("content-type") != BINARY:
+            raise CloudError(
+                f"{self.url} answers, but is no service of this release: check the address", 200, "foreign"
+            )
+        return data
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """JSON of any address: POST with a body, GET without.

@@ -10,7 +10,6 @@ A device may be used from several threads: the edit in use is replaced in one as
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona.arrays import Floats
-from persona.device.bank import FILES, DeviceBank, check_level
+from persona.device.bank import DeviceBank, check_level, read_bank, unpack_bank
 from persona.device.bundle import DeviceBundle, Weighted
 from persona.device.changes import Changes, decode_edits
 from persona.device.state import EDIT, PROTOTYPE, Remembered, StateFolder
 from persona.errors import DataError, FormatError, PersonaError
-from persona.storage import atomic_folder
 
 # What may come beyond the numbers of a float32 edit: names, shapes and header.
 FRAMING_BYTES = 1 << 16
@@ -141,23 +139,36 @@ class Device:
         return Received(level, len(message), prototype, self._remember(message, level, prototype))
 
     def install_bank(self, folder: Path | str) -> None:
-        """Change to another version of the prototype bank, and keep it.
+        """Change to the prototype bank in a folder; otherwise as ``receive_bank``."""
+        self._install(read_bank(Path(folder)))
+
+    def receive_bank(self, message: bytes) -> str:
+        """Change to another version of the prototype bank, which came from the cloud, and keep it.
 
         The edit in use stays. Messages about the bank before are refused from now on.
 
+        Args:
+            message: as ``persona.device.bank.pack_bank`` makes it.
+
+        Returns:
+            Its version.
+
         Raises:
-            FormatError: the bank is damaged.
-            MismatchError: it is of another host.
+            FormatError: the bank is damaged; nothing has changed.
+            MismatchError: it is of another host; nothing has changed.
         """
+        return self._install(unpack_bank(message))
+
+    def _install(self, files: Mapping[str, bytes]) -> str:
         bundle = self.bundle
-        bank = DeviceBank.load(Path(folder), bundle.layers, bundle.host, bundle.region)
+        bank = DeviceBank.of(files, bundle.layers, bundle.host, bundle.region)
         if self._state is not None:
-            with atomic_folder(self._state.bank(bank.version)) as new:
-                for name in FILES:
-                    shutil.copyfile(Path(folder) / name, new / name)
-            for old in self._state.banks()[1:]:
-                shutil.rmtree(old, ignore_errors=True)
+            try:
+                self._state.keep_bank(bank.version, files)
+            except OSError as error:
+                self.notes.append(f"the prototype bank could not be kept ({error.strerror}): free some space")
         self.bank = bank
+        return bank.version
 
     def _compute(self, inputs: Mapping[str, NDArray[Any]], active: _Active) -> dict[str, NDArray[Any]]:
         try:

@@ -11,6 +11,8 @@ What is kept is the message, not its outcome: it passes the same checks again wh
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from persona.arrays import arrays_from_bytes, arrays_to_bytes, read_file
 from persona.errors import FormatError
-from persona.storage import atomic_file
+from persona.storage import atomic_file, atomic_folder
 
 FORMAT, FORMAT_VERSION = "device state", 1
 EDIT, PROTOTYPE = "edit", "prototype"
@@ -63,6 +65,18 @@ class StateFolder:
         """The folders of banks, the one that came last first."""
         folders = [path for path in self.root.glob("bank-*") if path.is_dir()]
         return sorted(folders, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+    def keep_bank(self, version: str, files: Mapping[str, bytes]) -> None:
+        """Write a bank, which appears at once or not at all, and remove those before it.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        with atomic_folder(self.bank(version)) as new:
+            for name, data in files.items():
+                (new / name).write_bytes(data)
+        for old in self.banks()[1:]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def keep(self, slot: str, remembered: Remembered) -> None:
         """Write a message, replacing the one before at once.

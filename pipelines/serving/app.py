@@ -22,10 +22,9 @@ from pipelines.serving.gate import BUG, Gate, refuse
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.models import Models
 from pipelines.serving.scoring import INVOCATIONS
-from pipelines.serving.servable import Operation, Reply, Task
+from pipelines.serving.servable import BINARY, BINARY_SCHEMA, Operation, Reply, Task
 from pipelines.serving.sources import Source
 
-BINARY = "application/octet-stream"
 DEADLINE = "x-deadline-ms"
 # Headers by names in lower case, and a body -> those of the answer.
 Endpoint = Callable[[Mapping[str, str], bytes], Awaitable[tuple[dict[str, str], bytes]]]
@@ -103,6 +102,8 @@ class Service:
             version=installed("persona"),
             summary="Personalised answers, and edits for devices.",
             lifespan=self._lifespan,
+            docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+            redoc_url=None,
         )
         # The busiest first: routes are tried in their order.
         for operation in self.task.operations:
@@ -132,7 +133,7 @@ class Service:
             return Response(content, headers=answered)
 
         self._endpoints[operation.path] = endpoint
-        content = {BINARY: {"schema": {"type": "string", "format": "binary"}}} if operation.binary else {}
+        content = {BINARY: {"schema": BINARY_SCHEMA}} if operation.binary else {}
         statuses = (*_REFUSALS, 404, *((409,) if operation.conflicts else ()))
         api.add_api_route(
             operation.path,

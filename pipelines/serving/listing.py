@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version as installed
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi import Path as FromPath
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.serving import errors
 from pipelines.serving.errors import Refusal
-from pipelines.serving.servable import ModelVersion
+from pipelines.serving.servable import BINARY, BINARY_SCHEMA, ModelVersion
 
 if TYPE_CHECKING:
     from pipelines.serving.app import Service
@@ -84,29 +84,42 @@ def _add_probes(api: FastAPI, service: Service) -> None:
 
 
 def _add_prototypes(api: FastAPI, service: Service) -> None:
+    def given(request: Request, version: str | None) -> Any:
+        if BINARY not in request.headers.get("accept", ""):
+            return _found(service.models.bank(version))
+        model = service.models.current()
+        held = model.versions.bank.startswith(version or "")
+        message = _found(model.bank_message if held else None)
+        told = {"x-persona-host": model.versions.host, "x-persona-bank": model.versions.bank}
+        return Response(message, media_type=BINARY, headers=told)
+
+    binary: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: {"schema": BINARY_SCHEMA}}}}
+
     @api.get(
         "/v1/prototypes",
         summary="The prototype bank in use",
         response_model=Bank,
-        responses=errors.responses(401, 404, 500, 503),
+        responses=binary | errors.responses(401, 404, 500, 503),
     )
-    async def prototypes() -> Any:
-        return _found(service.models.bank())
+    async def prototypes(request: Request) -> Any:
+        """As JSON; with `Accept: application/octet-stream` as the files that devices need, in one message."""
+        return given(request, None)
 
     @api.get(
         "/v1/prototypes/{version}",
         summary="A version of the prototype bank",
         response_model=Bank,
-        responses=errors.responses(401, 404, 422, 500),
+        responses=binary | errors.responses(401, 404, 422, 500, 503),
     )
     async def prototypes_of(
+        request: Request,
         version: Annotated[str, FromPath(pattern="^[0-9a-f]{8,64}$", description="Its first digits are enough.")],
     ) -> Any:
-        """The bank in use, or one of the last that this process has used."""
-        return _found(service.models.bank(version))
+        """The bank in use, or one of the last that this process has used; as bytes the one in use alone."""
+        return given(request, version)
 
 
-def _found(bank: dict[str, Any] | None) -> dict[str, Any]:
+def _found(bank: Any) -> Any:
     if bank is None:
         raise Refusal(404, "no_bank", "this service has not used such a prototype bank: see /v1/prototypes")
     return bank

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from persona.cloud import EditTables
 from persona.errors import FormatError
 from pipelines.serving import recsys_routes
+from pipelines.serving.banks import bank_message
 from pipelines.serving.errors import Refusal
 from pipelines.serving.recsys_schemas import (
     ASSIGNMENT_EXAMPLES,
@@ -74,14 +75,17 @@ class RecommenderTask:
 
     def load(self, folder: Path, name: str, version: str) -> RecommenderServable:
         """Read the compiled part of a bundle; neither torch nor TorchRec is loaded."""
-        return RecommenderServable(CompiledRecommender.load(folder), name, version)
+        recommender = CompiledRecommender.load(folder)
+        return RecommenderServable(recommender, name, version, bank_message(folder, recommender.bank))
 
 
 class RecommenderServable:
     """One version of the recommender."""
 
-    def __init__(self, recommender: CompiledRecommender, name: str, version: str) -> None:
-        self.recommender = recommender
+    def __init__(
+        self, recommender: CompiledRecommender, name: str, version: str, bank_message: bytes | None = None
+    ) -> None:
+        self.recommender, self.bank_message = recommender, bank_message
         self.versions = Versions(name, version, recommender.host, recommender.bank)
         self._stamp = self.versions.as_dict()
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from pipelines.serving import errors, scoring
+from pipelines.serving import errors, pages, scoring
 from pipelines.serving.bodies import body_of, parse, to_bytes
 
 if TYPE_CHECKING:
     from pipelines.serving.app import Service
-
-PAGE = Path(__file__).with_name("page")
 
 
 class Item(BaseModel):
@@ -44,12 +39,7 @@ def add(api: FastAPI, service: Service) -> None:
     """Add the routes to ``api``."""
     _add_catalogue(api, service)
     _add_scoring(api, service)
-
-    @api.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
-
-    api.mount("/page", StaticFiles(directory=PAGE), name="page")
+    pages.add(api, "index.html")
 
 
 def _add_catalogue(api: FastAPI, service: Service) -> None:

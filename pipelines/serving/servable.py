@@ -14,6 +14,9 @@ from typing import Any, Protocol
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
+BINARY = "application/octet-stream"
+BINARY_SCHEMA = {"type": "string", "format": "binary"}
+
 
 @dataclass(frozen=True)
 class Versions:
@@ -106,6 +109,10 @@ class Servable(Protocol):
 
     def prototypes(self) -> dict[str, Any] | None:
         """What is told of the prototype bank; ``None`` without one."""
+
+    @property
+    def bank_message(self) -> bytes | None:
+        """The prototype bank as devices take it; ``None`` without one."""
 
 
 class Task(Protocol):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from persona.errors import FormatError
+from pipelines.serving.banks import bank_message
 from pipelines.serving.errors import Refusal
 from pipelines.serving.servable import Operation, Reply, VersionedAnswer, Versions
 
@@ -98,7 +99,7 @@ class ClassifierTask:
         from vision.classifier import Classifier
 
         runtime.configure()
-        return ClassifierServable(Classifier.load(folder), name, version)
+        return ClassifierServable(Classifier.load(folder), name, version, folder)
 
 
 class ClassifierServable:
@@ -106,9 +107,10 @@ class ClassifierServable:
 
     rows = 1
 
-    def __init__(self, classifier: Classifier, name: str, version: str) -> None:
+    def __init__(self, classifier: Classifier, name: str, version: str, folder: Path) -> None:
         self.classifier = classifier
         bank = "" if classifier.bank is None else classifier.bank.version
+        self.bank_message = bank_message(folder, bank)
         self.versions = Versions(name, version, classifier.host_digest, bank)
 
     def answer(self, requests: Sequence[BaseModel]) -> list[Reply | Exception]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from persona.device.bank import FILES, DeviceBank
+from persona.arrays import arrays_to_bytes
+from persona.device.bank import FILES, DeviceBank, check_version, pack_bank, read_bank, unpack_bank
 from persona.errors import FormatError, MismatchError
-from persona.prototypes import receive
+from persona.prototypes import receive, save_bank
 from persona.storage import read_json, write_json
 from tests.persona.device.world import message
 from tests.persona.prototypes.world import by_head, codes, partition
@@ -101,3 +102,21 @@ def test_settings_count_for_the_version(bundles, folders, tmp_path):
 def test_the_world_has_remaining_edits():
     assert len(partition().bank.basis) > 4
     assert codes(1, 5).abs().max() < 1
+
+
+def test_a_bank_travels_as_one_message(tmp_path):
+    save_bank(tmp_path / "bank", partition().bank)
+    files = read_bank(tmp_path / "bank")
+    assert unpack_bank(pack_bank(files)) == files
+    check_version(files, partition().bank.version, "this bank")
+    with pytest.raises(FormatError, match="changed or damaged"):
+        check_version(files, partition(k=3).bank.version, "this bank")
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", "cut", "other"])
+def test_messages_that_hold_no_bank_are_refused(tmp_path, damage):
+    save_bank(tmp_path / "bank", partition().bank)
+    whole = pack_bank(read_bank(tmp_path / "bank"))
+    other = arrays_to_bytes({"bank.json": np.zeros(3, np.uint8)}, {"format": "prototype bank files", "version": 1})
+    with pytest.raises(FormatError, match="fetch it again"):
+        unpack_bank({"cut": whole[:-1], "other": other}.get(damage, damage))

@@ -163,3 +163,14 @@ def test_an_address_has_to_be_one():
     for url in ("127.0.0.1:80", "ftp://x", "http://", ""):
         with pytest.raises(ConfigError, match="give one such as"):
             CloudClient(url)
+
+
+def test_the_bank_comes_as_bytes(service, client):
+    service.script = [(200, BINARY, b"bank"), (200, {"content-type": "text/html"}, b"<html>"), _problem(404, "no_bank")]
+    assert client.bank() == b"bank"
+    path, headers, _ = service.seen[0]
+    assert (path, headers["Accept"]) == ("/v1/prototypes", BINARY["content-type"])
+    for kind in ("foreign", "no_bank"):
+        with pytest.raises(CloudError) as refused:
+            client.bank()
+        assert refused.value.kind == kind

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona.device import Device, DeviceBundle
+from persona.device.bank import pack_bank, read_bank
 from persona.device.state import EDIT, PROTOTYPE, StateFolder
 from persona.edit_format import encode_edit
 from persona.edits import Edit
@@ -340,3 +341,28 @@ def test_weights_may_be_constants_of_the_graph(tmp_path):
         assert np.allclose(_answer(device), under(edit("full", seed=seed)), atol=1e-5)
     assert np.allclose(device.run({"x": X}, plain=True).arrays["y"], under(None), atol=1e-5)
     assert np.allclose(_answer(Device(bundle, tmp_path / "state")), under(edit("full", seed=2)), atol=1e-5)
+
+
+def test_a_bank_from_the_cloud_is_kept_and_used(bundles, tmp_path):
+    other = partition(k=3).bank
+    save_bank(tmp_path / "new", other)
+    message_of_bank = pack_bank(read_bank(tmp_path / "new"))
+    device = Device(bundles["full"], tmp_path / "state")
+    assert device.receive_bank(message_of_bank) == other.version
+    device.receive(b"\x02", "prototype")
+    again = Device(bundles["full"], tmp_path / "state")
+    assert (again.bank.version, again.level) == (other.version, "prototype")
+    flipped = bytearray(message_of_bank)
+    flipped[-1] ^= 1
+    with pytest.raises(FormatError, match="changed or damaged"):
+        again.receive_bank(bytes(flipped))
+    assert again.bank.version == other.version
+
+
+def test_a_bank_that_cannot_be_kept_is_used_all_the_same(bundles, tmp_path):
+    save_bank(tmp_path / "new", partition(k=3).bank)
+    (tmp_path / "state").write_text("a file where the folder should be")
+    device = Device(bundles["full"], tmp_path / "state")
+    device.install_bank(tmp_path / "new")
+    assert device.bank.version == partition(k=3).bank.version
+    assert "could not be kept" in device.notes[-1]

@@ -123,6 +123,11 @@ def test_prototypes_are_listed_by_version(client):
     assert client.get("/v1/prototypes/UPPER").status_code == 422
 
 
+def test_a_bank_whose_files_are_not_there_is_not_sent_to_devices(client):
+    answer = client.get("/v1/prototypes", headers={"accept": "application/octet-stream"})
+    assert (answer.status_code, answer.json()["kind"]) == (404, "no_bank")
+
+
 @pytest.mark.parametrize("options", [{"bank": False}, {"editor": False}])
 def test_bundles_without_prototypes_say_so(options, tmp_path):
     with client_of(write_bundle(tmp_path / "bundle", **options)) as client:

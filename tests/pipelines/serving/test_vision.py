@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from persona.device.bank import check_version, unpack_bank
 from persona.errors import FormatError
 from persona.prototypes import fit_bank, receive
 from pipelines.serving.app import Service
+from pipelines.serving.banks import bank_message
 from pipelines.serving.config import ServingConfig
 from pipelines.serving.recsys import RecommenderTask
 from pipelines.serving.sources import FolderSource
@@ -101,6 +104,24 @@ def test_probes_and_prototypes(client):
     assert len(bank["prototypes"]) == 2
     assert client.post("/v1/edits", json={"images": encoded(SHOWN), "host": "cd" * 32}).status_code == 409
     assert client.get("/v1/items").status_code == 404
+
+
+def test_devices_fetch_the_bank(client, folder, tmp_path):
+    version = Classifier.load(folder).bank.version
+    told = {"accept": "application/octet-stream"}
+    answer = client.get("/v1/prototypes", headers=told)
+    assert (answer.headers["content-type"], answer.headers["x-persona-bank"]) == (told["accept"], version)
+    assert client.get(f"/v1/prototypes/{version[:12]}", headers=told).content == answer.content
+    assert client.get(f"/v1/prototypes/{'9' * 12}", headers=told).status_code == 404
+    files = unpack_bank(answer.content)
+    check_version(files, version, "this bank")
+    damaged = tmp_path / "bundle"
+    shutil.copytree(folder, damaged)
+    (damaged / "bank" / "bank.json").write_bytes(
+        files["bank.json"].replace(b'"metadata": {', b'"metadata": {"x": 1,', 1)
+    )
+    with pytest.raises(FormatError):
+        bank_message(damaged, version)
 
 
 def test_the_bundle_says_which_task_it_is(folder, tmp_path):
