@@ -1,5 +1,3 @@
-import threading
-
 import pytest
 import torch
 from hypothesis import given
@@ -7,32 +5,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from persona.ranks import Dropout, Ranks, blocks, current, draw, in_pieces, working_on
-
-
-class Together(Ranks):
-    """Ranks that are threads of this process."""
-
-    @classmethod
-    def run(cls, size, work):
-        """What ``work(rank)`` returns on every rank."""
-        barrier, box, results = threading.Barrier(size, timeout=30), [None] * size, [None] * size
-
-        def gather(self, tensor):
-            box[self.rank] = tensor
-            barrier.wait()
-            found = list(box)
-            barrier.wait()
-            return found
-
-        kind = type("Threads", (cls,), {"gather": gather})
-        threads = [
-            threading.Thread(target=lambda r=r: results.__setitem__(r, work(kind(r, size)))) for r in range(size)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
 
 
 @given(total=st.integers(1, 50), size=st.integers(1, 12))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from persona import checkpoints
 from persona.errors import ConfigError, MismatchError
 from persona.training import CHECKPOINT, FitConfig, fit
 
@@ -87,6 +88,68 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     resumed, result = train(tmp_path)
     assert same(resumed, whole)
     assert result == expected
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3, 5, 7, 8, 9])
+def test_checkpoints_between_epochs_lose_no_more_than_the_steps_since(tmp_path, killed):
+    """Four steps an epoch, a checkpoint every two of them."""
+
+    class Killed(Regression):
+        steps = 0
+
+        def loss(self, batch):
+            if self.steps == killed:
+                raise KeyboardInterrupt
+            self.steps += 1
+            return super().loss(batch)
+
+    config = FitConfig(epochs=3, checkpoint_steps=2)
+    whole, expected = train(epochs=3)
+    net = module()
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, net.parameters(), Killed(net), config, folder=tmp_path)
+    net, steps = module(), []
+    objective = Regression(net)
+    loss = objective.loss
+    objective.loss = lambda batch: steps.append(1) or loss(batch)
+    result = fit(net, net.parameters(), objective, config, folder=tmp_path)
+    assert same(net, whole)
+    assert result == expected
+    assert len(steps) == 12 - killed // 2 * 2
+
+
+def test_the_start_that_competes_survives_a_kill(tmp_path):
+    class Killed(Regression):
+        def loss(self, batch):
+            raise KeyboardInterrupt
+
+    net = module()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, net.parameters(), Killed(net, values=[0.9]), FitConfig(), folder=tmp_path, keep_start=True)
+    net = module(seed=9)
+    worse = Regression(net, values=[0.1] * 5)
+    result = fit(net, net.parameters(), worse, FitConfig(epochs=5), folder=tmp_path, keep_start=True)
+    assert result.best_epoch == -1
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_checkpoint_about_something_else_is_refused(tmp_path):
+    net = module()
+    fit(net, net.parameters(), Regression(net), FitConfig(epochs=1), folder=tmp_path, about={"data": "a"})
+    with pytest.raises(MismatchError, match=r"other settings or data \(data a there, b now"):
+        fit(net, net.parameters(), Regression(net), FitConfig(epochs=1), folder=tmp_path, about={"data": "b"})
+
+
+def test_a_checkpoint_without_what_is_trained_is_refused(tmp_path):
+    net = module()
+    fit(net, net[0].parameters(), Regression(net), FitConfig(epochs=1), folder=tmp_path)
+    path = tmp_path / CHECKPOINT
+    stored = checkpoints.load(path)
+    kept = {name: tensor for name, tensor in stored.of("module").items() if not name.startswith("0.")}
+    checkpoints.save(path, checkpoints.Checkpoint({**stored.tensors, "module": kept}, stored.header))
+    with pytest.raises(MismatchError, match=r"has no '0\.bias', which is to be trained"):
+        fit(net, net[0].parameters(), Regression(net), FitConfig(epochs=2), folder=tmp_path)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_run():
