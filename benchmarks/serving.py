@@ -6,7 +6,7 @@
     python -m benchmarks.serving swaps [--minutes 10]
 
 * speed: personalised top ten from 8 connections; with ``--rival`` against `mlflow models serve` on the same bundle, by turns;
-* users: the same with 1, 1,000 and 100,000 distinct histories;
+* users: the same with 1, 1,000 and 100,000 distinct histories, by turns with a server that answers all alike;
 * overload: three times as many connections as the queue takes, against 8;
 * swaps: another version every second, every fourth of them corrupt, each answer compared with one computed alone.
 
@@ -135,6 +135,17 @@ def service(folder: Path, *options: str) -> Iterator[Server]:
 
 
 @contextmanager
+def constant() -> Iterator[Server]:
+    """A server that reads every request and answers all of them alike."""
+    port = free_port()
+    running = Server([sys.executable, "-m", "benchmarks._constant", "--port", str(port)], port, "/")
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@contextmanager
 def rival(folder: Path) -> Iterator[Server]:
     """`mlflow models serve` on the same bundle."""
     os.environ |= {
@@ -194,13 +205,15 @@ def load(
             check=True,
         )
     found = json.loads(done.stdout.strip().splitlines()[-1])
+    cpu_ms = 1e3 * (server.cpu_seconds() - before)
     return {
         "requests_per_second": found["requests"] / found["seconds"],
         "answers_per_second": (found["requests"] - found["failed"]) / found["seconds"],
         "failed": found["failed"],
         "p50_ms": found["p50"],
         "p99_ms": found["p99"],
-        "cpu_ms_per_request": 1e3 * (server.cpu_seconds() - before) / max(1, found["requests"]),
+        "cpu_ms_per_request": cpu_ms / max(1, found["requests"]),
+        "cpu_ms_per_answer": cpu_ms / max(1, found["requests"] - found["failed"]),
     }
 
 
@@ -234,24 +247,29 @@ def speed(root: Path, arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def users(root: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    """How much it matters whether users repeat."""
+    """How much it matters whether users repeat; a server that answers all alike shows what of that is the client's."""
     folder = arguments.bundle or bundle(root, arguments.items)
     counts = (1, 1_000, 100_000)
-    with service(folder) as own:
+    with service(folder) as own, constant() as control:
         load(own, arguments.items, seconds=1)
-        runs: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+        servers = {"service": own, "control": control}
+        runs: dict[str, dict[int, list[dict[str, float]]]] = {name: {u: [] for u in counts} for name in servers}
         for _ in range(arguments.rounds):
             for count in counts:
-                runs[count].append(load(own, arguments.items, seconds=arguments.seconds, users=count))
-    found = {count: medians(own) for count, own in runs.items()}
-    rates = [one["requests_per_second"] for one in found.values()]
-    times = [one["cpu_ms_per_request"] for one in found.values()]
-    worst = {"worst_of_best": round(min(rates) / max(rates), 3), "by_cpu": round(min(times) / max(times), 3)}
-    return {"distinct_users": found, **worst}
+                for name, server in servers.items():
+                    runs[name][count].append(load(server, arguments.items, seconds=arguments.seconds, users=count))
+    report: dict[str, object] = {}
+    for name, by_count in runs.items():
+        found = {count: medians(own) for count, own in by_count.items()}
+        rates = [one["requests_per_second"] for one in found.values()]
+        times = [one["cpu_ms_per_request"] for one in found.values()]
+        worst = {"worst_of_best": round(min(rates) / max(rates), 3), "by_cpu": round(min(times) / max(times), 3)}
+        report[name] = {"distinct_users": found, **worst}
+    return report
 
 
 def overload(root: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    """Answers a second when far more is asked than the queue takes."""
+    """Answers a second, and by processor time, when far more is asked than the queue takes."""
     folder = arguments.bundle or bundle(root, arguments.items)
     many = 3 * ServingConfig().queue
     with service(folder) as own:
@@ -260,9 +278,15 @@ def overload(root: Path, arguments: argparse.Namespace) -> dict[str, object]:
         for _ in range(arguments.rounds):
             normal.append(load(own, arguments.items, seconds=arguments.seconds, connections=64))
             flooded.append(load(own, arguments.items, seconds=arguments.seconds, connections=many))
-    pairs = zip(flooded, normal, strict=True)
+    pairs = list(zip(flooded, normal, strict=True))
     kept = statistics.median(a["answers_per_second"] / b["answers_per_second"] for a, b in pairs)
-    return {"connections_64": medians(normal), f"connections_{many}": medians(flooded), "kept": round(kept, 3)}
+    by_cpu = statistics.median(b["cpu_ms_per_answer"] / a["cpu_ms_per_answer"] for a, b in pairs)
+    return {
+        "connections_64": medians(normal),
+        f"connections_{many}": medians(flooded),
+        "kept": round(kept, 3),
+        "kept_by_cpu": round(by_cpu, 3),
+    }
 
 
 class Releases(threading.Thread):

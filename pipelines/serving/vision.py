@@ -6,65 +6,28 @@ import base64
 import binascii
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from persona.errors import FormatError
+from pipelines.serving import vision_routes
 from pipelines.serving.banks import bank_message
 from pipelines.serving.errors import Refusal
-from pipelines.serving.servable import Operation, Reply, VersionedAnswer, Versions
+from pipelines.serving.servable import Operation, Reply, Versions
+from pipelines.serving.vision_schemas import (
+    ClassificationAnswer,
+    ClassificationRequest,
+    DeviceEditAnswer,
+    DeviceEditRequest,
+    PixelsRequest,
+)
 
 if TYPE_CHECKING:  # torch takes seconds, and only services of classifiers need it
     from vision.classifier import Classifier
-
-MOST_IMAGES = 64
-Level = Literal["host", "prototype", "basis", "edit"]
-Image = Annotated[str, Field(max_length=1 << 20, description="A PNG, JPEG or other image file, in base64.")]
-
-
-class _Images(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    images: list[Image] = Field(min_length=1, max_length=MOST_IMAGES, description="Of one device, oldest first.")
-
-
-class ClassificationRequest(_Images):
-    """A device's recent images."""
-
-    level: Level = Field(default="edit", description="How far to personalise.")
-
-
-class DeviceEditRequest(_Images):
-    """A device's recent images, and how much of their edit it takes."""
-
-    level: Literal["prototype", "basis", "full"] = Field(default="basis")
-    host: str | None = Field(default=None, max_length=64, description="Digest of the device's host.")
-
-
-class ClassificationAnswer(VersionedAnswer):
-    """Classes, and what made them."""
-
-    classes: list[str] = Field(description="The likeliest class of each image.")
-    names: list[str] = Field(description="All classes, in the order of the probabilities.")
-    probabilities: list[list[float]]
-    level: Level
-    fallback: str = Field(description="Why a lower level answered than was asked for, empty if none did.")
-    prototype: int | None
-    edit_norm: float
-
-
-class DeviceEditAnswer(VersionedAnswer):
-    """What a device applies."""
-
-    level: Literal["host", "prototype", "basis", "full"]
-    fallback: str
-    prototype: int | None
-    message: str = Field(description="In base64: what `persona.device` reads.")
-    bytes: int = Field(description="Length of the message.")
 
 
 class ClassifierTask:
@@ -91,7 +54,8 @@ class ClassifierTask:
     )
 
     def extend(self, api: FastAPI, service: Any) -> None:
-        """Nothing of its own."""
+        """Examples, MLflow's scoring protocol, the page."""
+        vision_routes.add(api, service)
 
     def load(self, folder: Path, name: str, version: str) -> ClassifierServable:
         """Read a bundle."""
@@ -152,17 +116,28 @@ class ClassifierServable:
             "metadata": dict(bank.metadata),
         }
 
+    def examples(self) -> list[dict[str, Any]]:
+        """The names of the classes, drawn as several devices could show them: ``name`` and ``images`` in base64."""
+        from pipelines.serving.drawn import drawn_streams
+
+        streams = drawn_streams(self.classifier.class_names, self.classifier.image_shape)
+        return [
+            {"name": name, "images": [base64.b64encode(file).decode() for file in files]} for name, files in streams
+        ]
+
     def _one(self, request: BaseModel) -> Reply | Exception:
         try:
             if isinstance(request, ClassificationRequest):
-                return self._classify(request)
+                return self._classify(self._pixels(request.images), request.level)
+            if isinstance(request, PixelsRequest):
+                return self._classify(self._given(request.pixels), request.level)
             assert isinstance(request, DeviceEditRequest)
             return self._edit(request)
         except Refusal as refusal:
             return refusal
 
-    def _classify(self, request: ClassificationRequest) -> Reply:
-        found = self.classifier.classify(self._pixels(request.images), level=request.level)
+    def _classify(self, pixels: NDArray[np.uint8], level: str) -> Reply:
+        found = self.classifier.classify(pixels, level=level)
         return Reply(
             {
                 "classes": found.classes,
@@ -213,3 +188,19 @@ class ClassifierServable:
             except (binascii.Error, ValueError, UnreadableImage):
                 raise Refusal(422, "invalid", f"images.{i}: no image file in base64 that can be read") from None
         return np.stack(pixels)
+
+    def _given(self, rows: Any) -> NDArray[np.uint8]:
+        """Pixels (n, H, W, C) as they came, which have to be of the host's size.
+
+        Raises:
+            Refusal: they are not, or no whole numbers.
+        """
+        channels, height, width = self.classifier.image_shape
+        wanted = f"pixels have to be whole numbers of shape (images, {height}, {width}, {channels})"
+        try:
+            pixels = np.array(rows, dtype=np.float64)
+        except ValueError:  # rows of different lengths
+            raise Refusal(422, "invalid", wanted) from None
+        if pixels.shape[1:] != (height, width, channels) or (pixels != np.rint(pixels)).any():
+            raise Refusal(422, "invalid", wanted)
+        return pixels.astype(np.uint8)

@@ -1,14 +1,8 @@
-// The service's own description, operation by operation, each with a form that asks it. Everything shown is text.
+// The service's own description, operation by operation, each with a form that asks it.
 
-const byId = (id) => document.getElementById(id);
+import { byId, element, keyed } from "./common.js";
+
 const LONGEST = 20000;
-
-function element(tag, text = "", attributes = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
 
 // A part of the description that is told elsewhere in it.
 function resolve(whole, part) {
@@ -114,8 +108,7 @@ async function ask(path, method, inputs, body, output) {
     if (where === "path") address = address.replace(`{${input.name}}`, encodeURIComponent(input.value));
     else if (input.value) query.set(input.name, input.value);
   }
-  const key = byId("key").value;
-  const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(body === undefined ? {} : { "Content-Type": "application/json" }) };
+  const headers = { ...keyed(), ...(body === undefined ? {} : { "Content-Type": "application/json" }) };
   output.hidden = false;
   output.textContent = "…";
   try {

@@ -1,41 +1,16 @@
-// One history, asked at three levels; everything shown is text, so nothing of it can act on the page.
+// One history, asked at three levels.
+
+import { MESSAGES, byId, call, element, showCosts, showVersions, tell } from "./common.js";
 
 const LEVELS = [
   ["host", "Host", "the same model for everybody"],
   ["prototype", "Prototype", "the nearest of a few ready-made edits"],
   ["edit", "Personalised", "this history's own edit"],
 ];
-const MESSAGES = [["prototype", "Prototype"], ["basis", "Prototype and coefficients"], ["full", "Whole edit"]];
 
-const byId = (id) => document.getElementById(id);
 let history = [];
 let known = new Map();
 let asked = 0;
-
-function element(tag, text = "", attributes = {}) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
-async function call(path, body) {
-  const key = byId("key").value;
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const options = body ? { method: "POST", headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body) } : { headers };
-  const start = performance.now();
-  const response = await fetch(path, options);
-  const text = await response.text();
-  const milliseconds = performance.now() - start;
-  const content = JSON.parse(text);
-  if (!response.ok) throw new Error(content.error);
-  return { content, milliseconds };
-}
-
-function tell(text, problem = false) {
-  byId("status").textContent = text;
-  byId("status").classList.toggle("problem", problem);
-}
 
 function showHistory(focus) {
   const list = byId("history");
@@ -94,16 +69,6 @@ function showWhy(edit) {
   }));
 }
 
-function showCosts(edits) {
-  byId("costs").hidden = false;
-  byId("costs").tBodies[0].replaceChildren(...edits.map(({ content, milliseconds }, index) => {
-    const row = element("tr");
-    const bytes = content.bytes === 1 ? "1 byte" : `${content.bytes.toLocaleString("en")} bytes`;
-    row.append(element("th", MESSAGES[index][1], { scope: "row" }), element("td", bytes, { class: "number" }), element("td", `${milliseconds.toFixed(1)} ms`, { class: "number" }));
-    return row;
-  }));
-}
-
 async function ask() {
   const turn = ++asked;
   const ids = history.map((item) => item.id);
@@ -116,8 +81,7 @@ async function ask() {
     showAnswers(answers);
     showWhy(edits[1].content);
     showCosts(edits);
-    const { model, bank } = answers[0].content;
-    byId("versions").textContent = `Model ${model.name}, version ${model.version}${bank ? `, prototypes ${bank.slice(0, 8)}` : ""}.`;
+    showVersions(answers[0].content);
     const changed = answers[2].content.items.filter((item) => !answers[0].content.items.some((other) => other.id === item.id)).length;
     tell(`${history.length} in the history. The edit brings ${changed} of ${answers[2].content.items.length} that the host does not have.`);
   } catch (error) {

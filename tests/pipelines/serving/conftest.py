@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from pipelines.serving.app import Service
 from pipelines.serving.config import ServingConfig
-from pipelines.serving.recsys import RecommenderTask
 from pipelines.serving.sources import FolderSource
+from pipelines.serving.tasks import task_of
 from tests.pipelines.serving.toy import write_bundle
 
 PATIENCE = 120
@@ -28,10 +28,18 @@ def bundle(tmp_path_factory):
     return write_bundle(tmp_path_factory.mktemp("bundles") / "bundle")
 
 
+@pytest.fixture(scope="session")
+def classifier_bundle(tmp_path_factory):
+    from tests.pipelines.serving.toy_vision import write_classifier  # torch is wanted by some tests only
+
+    return write_classifier(tmp_path_factory.mktemp("classifiers") / "bundle")
+
+
 @contextmanager
 def client_of(folder, **settings):
     """A client of a service that has loaded the bundle in ``folder``."""
-    service = Service(RecommenderTask(), FolderSource(folder), ServingConfig(**settings))
+    source = FolderSource(folder)
+    service = Service(task_of(source), source, ServingConfig(**settings))
     with TestClient(service.app, raise_server_exceptions=False) as client:
         client.service = service
         yield client

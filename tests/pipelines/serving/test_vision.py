@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from persona.device.bank import check_version, unpack_bank
 from persona.errors import FormatError
-from persona.prototypes import fit_bank, receive
+from persona.prototypes import receive
 from pipelines.serving.app import Service
 from pipelines.serving.banks import bank_message
 from pipelines.serving.config import ServingConfig
@@ -21,32 +21,16 @@ from pipelines.serving.sources import FolderSource
 from pipelines.serving.tasks import task_of
 from pipelines.serving.vision import ClassifierTask
 from tests.pipelines.serving.toy import write_bundle
-from tests.vision.common import toy_images
-from vision.baselines import Problem
+from tests.pipelines.serving.toy_vision import DATA
 from vision.classifier import Classifier
-from vision.config import VisionConfig
-from vision.prototypes import window_codes
+from vision.sources.decode import decode
 
-DATA = toy_images(devices=8, per_device=6, classes=3, size=16)
 SHOWN = DATA.pixels[:3]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    settings = {"host": "compact", "epochs": 1, "context_images": 3, "step": 3, "width": 4, "rank": 2}
-    problem = Problem(DATA, VisionConfig.from_dict(settings | {"validation_share": 0.2}))
-    host = problem.base_host()
-    model = problem.personalise(host)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.editor.heads.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.editor.host = host.digest()
-    codes, _ = window_codes(model, problem.evaluation(problem.split.adapt))
-    bank = fit_bank(model.editor, codes, 2).bank
-    folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    Classifier(model, DATA.class_names, DATA.image_shape, {"settings": problem.config.as_dict()}, bank).save(folder)
-    return folder
+def folder(classifier_bundle):
+    return classifier_bundle
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +114,33 @@ def test_the_bundle_says_which_task_it_is(folder, tmp_path):
     (tmp_path / "bundle" / "bundle.json").write_text('{"format": "persona-recsys-bundel"}')
     with pytest.raises(FormatError, match="did you mean 'persona-recsys-bundle'"):
         task_of(FolderSource(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("kind", ["inputs", "instances"])
+def test_mlflows_protocol(client, folder, kind):
+    body = {kind: SHOWN.tolist(), "params": {"level": "prototype"}}
+    found = client.post("/invocations", json=body).json()["predictions"]
+    wanted = Classifier.load(folder).classify(SHOWN, level="prototype")
+    assert [one["class"] for one in found] == wanted.classes
+    assert [one["probability"] for one in found] == pytest.approx([max(row) for row in wanted.probabilities], abs=1e-5)
+    assert {one["level"] for one in found} == {"prototype"}
+
+
+@pytest.mark.parametrize("rows", [[[[[0.5]]]], [[[[1]], [[1], [2]]]], SHOWN[:, :8].tolist()])
+def test_pixels_of_another_shape_are_refused(client, rows):
+    answer = client.post("/invocations", json={"inputs": rows})
+    assert answer.status_code == 422
+    assert "(images, 16, 16, 1)" in answer.json()["error"]
+
+
+def test_examples_are_drawn_and_can_be_classified(client):
+    streams = client.get("/v1/examples").json()["streams"]
+    assert len({stream["name"] for stream in streams}) == len(streams) == 5
+    seen = set()
+    for stream in streams:
+        answer = client.post("/v1/classifications", json={"images": stream["images"]}).json()
+        assert len(answer["classes"]) == len(DATA.class_names)
+        pixels = np.stack([decode(base64.b64decode(image), (16, 16, 1)) for image in stream["images"]])
+        assert pixels.std() > 0
+        seen.add(pixels.tobytes())
+    assert len(seen) == len(streams)
