@@ -161,8 +161,7 @@ def run(
     if not space.prepared.exists():
         recsys_steps.prepare(source_of(experiment, data_folder), space, baskets=experiment.baskets)
     data = space.data()
-    settings = experiment.config.host_settings() | experiment.config.editor_settings()
-    key = digest_json({"data": data.digest, "settings": settings, **_plain(experiment)})
+    key = digest_json({"data": data.digest, "settings": decisive(experiment.config), **_plain(experiment)})
     path = folder / f"{experiment.name}.json"
     if path.exists() and read_json(path)["key"] == key:
         return False
@@ -175,6 +174,11 @@ def run(
         pairs = [(experiment.methods[-1], rival) for rival in experiment.rivals]
     write_json(path, {"key": key, "data": _describe(data), **comparison.as_dict(), **_direct(comparison, pairs)})
     return True
+
+
+def decisive(config: RecsysConfig) -> dict[str, Any]:
+    """The settings that results depend on; each method of a comparison brings its mode of training itself."""
+    return config.host_settings() | config.editor_settings()
 
 
 def _study(

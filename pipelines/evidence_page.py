@@ -57,7 +57,8 @@ def _summary(grid: Grid, cells: Sequence[tuple[Experiment, Result]]) -> str:
     ]
     for metric in grid.shared["headlines"]:
         lines += [*_against(grid, metric, cells), ""]
-    lines += [*_kept(cells, grid.shared["headlines"][0]), ""]
+    if set(_LEVELS) <= set(grid.shared["methods"]):
+        lines += [*_kept(cells, grid.shared["headlines"][0]), ""]
     return "\n".join([*lines, *([grid.note, ""] if grid.note else [])])
 
 
@@ -85,6 +86,10 @@ def _against(grid: Grid, metric: str, cells: Sequence[tuple[Experiment, Result]]
     return [*lines, f"| **interval against zero** | | | {' | '.join(counts)} |"]
 
 
+# What the held-back editor's gain is kept by.
+_LEVELS = ("persona_prototypes", "persona_basis")
+
+
 def _kept(cells: Sequence[tuple[Experiment, Result]], metric: str) -> list[str]:
     """What the serving levels keep of the held-back editor's gain, where there is a gain to keep."""
     lines = [
@@ -100,7 +105,7 @@ def _kept(cells: Sequence[tuple[Experiment, Result]], metric: str) -> list[str]:
             experiment.title.replace(", protocol", ","),
             f"{gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
         ]
-        for level in ("persona_prototypes", "persona_basis"):
+        for level in _LEVELS:
             kept = rows[level]["differences"][metric]["mean"] / gain["mean"] if gain["low"] > 0 else None
             shown += ["-" if kept is None else f"{kept:.0%}", str(rows[level]["refresh_bytes"])]
         shown += [f"{rows[name]['refresh_bytes']:,}" for name in ("persona_held_back", "duet")]
