@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from persona.errors import ConfigError
 from persona.ranks import Ranks, current
@@ -35,7 +36,8 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[Ranks]:
         yield current()
         return
     try:
-        dist.init_process_group("gloo", timeout=patience)
+        store, rank, size = _meeting(patience)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -55,6 +57,19 @@ def ensure() -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     return current()
+
+
+def _meeting(patience: timedelta) -> tuple[dist.Store, int, int]:
+    """Where the processes leave their addresses for each other, this one's rank, and how many there are.
+
+    The store of torchrun outlives a restart, so that a process could find the address of one that was killed: what belongs to
+    one start has names of its own. Machines count restarts each for itself; several of them need a store for each start.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=patience))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"start {start}", store)  # type: ignore[attr-defined]
+    return store, rank, size
 
 
 def _hush() -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from persona.ranks import Ranks
 
 ROOT = Path(__file__).parents[3]
-SECONDS = 300  # a machine that runs much else besides is slow to start
+SECONDS = 1200  # a machine that runs much else besides is slow to start
 
 
 def on_threads(size, work):
