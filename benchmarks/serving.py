@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -42,9 +43,8 @@ CONNECTIONS = 8
 LENGTH = 10
 START_SECONDS = 180
 TOLERANCE = 1e-3
-# Requests are made before the load begins: making them meanwhile would take the time of the service, and the more so the more differ.
+# Histories are made before the load begins: making them meanwhile would take the time of the service, the more so the more differ.
 LOAD = """
-local users, items = tonumber(os.getenv("USERS")), tonumber(os.getenv("ITEMS"))
 local n, requests = 0, {}
 local headers = {["Content-Type"] = "application/json"}
 local path, before, after = "/v1/recommendations", '{"history":', ',"k":10}'
@@ -52,16 +52,13 @@ if os.getenv("KIND") == "rival" then
   path, before, after = "/invocations", '{"dataframe_split":{"columns":["history"],"data":[[', ']]},"params":{"k":10}}'
 end
 init = function()
-  for user = 1, users do
-    math.randomseed(user)
-    local t = {}
-    for i = 1, tonumber(os.getenv("LENGTH")) do t[i] = '"' .. math.random(1, items) .. '"' end
-    requests[user] = wrk.format("POST", path, headers, before .. "[" .. table.concat(t, ",") .. "]" .. after)
+  for history in io.lines(os.getenv("HISTORIES")) do
+    requests[#requests + 1] = wrk.format("POST", path, headers, before .. history .. after)
   end
 end
 request = function()
   n = n + 7919
-  return requests[n % users + 1]
+  return requests[n % #requests + 1]
 end
 done = function(summary, latency)
   io.write(string.format('\\n{"requests": %d, "seconds": %f, "failed": %d, "p50": %f, "p99": %f}\\n', summary.requests,
@@ -193,13 +190,20 @@ def load(
     kind: str = "service",
 ) -> dict[str, float]:
     """Requests a second, milliseconds, and processor time a request under wrk."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+    draw = random.Random(0)
+    histories = [json.dumps([str(draw.randint(1, items)) for _ in range(LENGTH)]) for _ in range(users)]
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".lua") as script,
+        tempfile.NamedTemporaryFile("w", suffix=".txt") as lines,
+    ):
         script.write(LOAD)
         script.flush()
+        lines.write("\n".join(histories))
+        lines.flush()
         before = server.cpu_seconds()
         done = subprocess.run(
             ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script.name, server.url],
-            env=os.environ | {"USERS": str(users), "ITEMS": str(items), "KIND": kind, "LENGTH": str(LENGTH)},
+            env=os.environ | {"HISTORIES": lines.name, "KIND": kind},
             capture_output=True,
             text=True,
             check=True,

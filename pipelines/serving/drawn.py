@@ -39,19 +39,19 @@ def drawn_streams(names: Sequence[str], shape: tuple[int, int, int]) -> list[tup
 
 
 def _drawn(name: str, shape: tuple[int, int, int]) -> Image.Image:
-    """A name in white on black, as large as fits."""
+    """A name in bold white on black, as large as fits."""
     channels, height, width = shape
     picture = Image.new("L" if channels == 1 else "RGB", (width, height))
-    pen = ImageDraw.Draw(picture)
+    pen, bold = ImageDraw.Draw(picture), round(height / 32)
     size = float(height)
     while True:
         font = ImageFont.load_default(max(size, _SMALLEST))
-        left, top, right, bottom = pen.textbbox((0, 0), name, font=font)
+        left, top, right, bottom = pen.textbbox((0, 0), name, font=font, stroke_width=bold)
         if size <= _SMALLEST or (right - left <= _FILLED * width and bottom - top <= _FILLED * height):
             break
         size *= 0.9
     place = ((width - right - left) / 2, (height - bottom - top) / 2)
-    pen.text(place, name, fill="white", font=font)
+    pen.text(place, name, fill="white", font=font, stroke_width=bold)
     return picture
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger("persona.serving")
 
 _FULL = over_capacity()
 # Whoever is turned away is told so after the time that Retry-After names: clients that do not heed it would take the time of
-# those that wait, for turning a request away costs nearly half of answering it.
+# those that wait, for turning a request away costs a third of answering it, nearly all of it in reading HTTP.
 HOLD_SECONDS = 1.0
 BUG = Refusal(500, "bug", "the service made a mistake, which is in its log: ask again, or tell who runs it")
 _NO_KEY = Refusal(

@@ -19,6 +19,8 @@ from pipelines.serving.banks import bank_message
 from pipelines.serving.errors import Refusal
 from pipelines.serving.servable import Operation, Reply, Versions
 from pipelines.serving.vision_schemas import (
+    CLASSIFICATION_EXAMPLES,
+    DEVICE_EDIT_EXAMPLES,
     ClassificationAnswer,
     ClassificationRequest,
     DeviceEditAnswer,
@@ -41,6 +43,7 @@ class ClassifierTask:
             ClassificationAnswer,
             "Classify images",
             "Images of one device in, their classes out, under the edit that they ask for together.",
+            CLASSIFICATION_EXAMPLES,
         ),
         Operation(
             "/v1/edits",
@@ -48,6 +51,7 @@ class ClassifierTask:
             DeviceEditAnswer,
             "Make an edit for a device",
             "Images in, edit out: as JSON, or with `Accept: application/octet-stream` as the message alone.",
+            DEVICE_EDIT_EXAMPLES,
             binary=True,
             conflicts=True,
         ),

@@ -104,3 +104,9 @@ class Predictions(BaseModel):
 
 
 SCORING_EXAMPLES: dict[str, dict[str, Any]] = {"no image": {"inputs": [], "params": {"level": "prototype"}}}
+# A white square on black.
+_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAG0lEQVR42mNgQAeMDAz/GRgYGBmYYCKYDEwAADRSAQiRgurpAAAAAElFTkSuQmCC"
+)
+CLASSIFICATION_EXAMPLES: dict[str, dict[str, Any]] = {"one image": {"images": [_PNG], "level": "edit"}}
+DEVICE_EDIT_EXAMPLES: dict[str, dict[str, Any]] = {"a small message": {"images": [_PNG], "level": "basis"}}

@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from pipelines.serving.app import Service
@@ -45,6 +47,31 @@ def client_of(folder, **settings):
         yield client
 
 
+@contextmanager
+def listening(folder, **settings):
+    """The address of a service in a thread of this process, which has loaded torch already where that is needed."""
+    source = FolderSource(folder)
+    service = Service(task_of(source), source, ServingConfig(**settings))
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(service.app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + PATIENCE
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        assert time.monotonic() < end, f"the service did not start within {PATIENCE} s"
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(PATIENCE)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def client(bundle):
     with client_of(bundle) as client:
@@ -55,9 +82,7 @@ class Process:
     """`persona serve` as its users run it."""
 
     def __init__(self, folder, log, *options):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         command = [sys.executable, "-m", "pipelines.cli", "serve", "--model", str(folder), "--port", str(self.port)]

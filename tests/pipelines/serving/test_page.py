@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from tests.pipelines.serving.conftest import PATIENCE, Process
+from tests.pipelines.serving.conftest import listening
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -50,15 +50,11 @@ def page(browser, process):
 
 
 @pytest.fixture(scope="module")
-def images(browser, classifier_bundle, tmp_path_factory):
-    running = Process(classifier_bundle, tmp_path_factory.mktemp("serve") / "log", "--deadline-ms", "60000")
-    try:
-        page = opened(browser, running.wait().url)
+def images(browser, classifier_bundle):
+    with listening(classifier_bundle, deadline_ms=60_000) as url:
+        page = opened(browser, url)
         page.get_by_role("button", name="Noisy").wait_for()
         yield page
-    finally:
-        running.process.kill()
-        running.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
