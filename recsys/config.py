@@ -55,7 +55,7 @@ class RecsysConfig(Settings):
         max_length: T, 0 takes the preset's.
         dropout: of the host, negative takes the preset's.
         mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``joint`` or ``frozen``; ``auto`` is the one
-            of the first two that validates better.
+            of the first two, or three where the protocol keeps no later rows apart, that validates best.
         hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
         edit_dropout: share of rows trained without an edit in mode ``joint``.
         transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from persona.training import FitResult
 from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes, all_bytes
+from recsys.config import MODES
 from recsys.hosts import Host
 from recsys.objectives import CrossFitted, RowObjective
 from recsys.personalised import Personalised
@@ -59,19 +62,29 @@ def refresh_host(problem: Problem) -> Trained:
 
 
 def train_selected(problem: Problem) -> Trained:
-    """The mode of training, of those over a host without edits of its own, that validation prefers; ties to the first."""
-    trained = [train_held_back(problem), train_cross_fitted(problem)]
-    values = [problem.validation.run(t.scorer).summary[problem.config.monitor] for t in trained]
-    best = int(values[1] > values[0])
-    trained[best].chosen["cross_fitted"] = float(best)
+    """The mode of training that validation prefers; ties to the first."""
+    trained = {mode: train(problem) for mode, train in candidates(problem).items()}
+    values = {mode: problem.validation.run(t.scorer).summary[problem.config.monitor] for mode, t in trained.items()}
+    best = max(values, key=values.__getitem__)
+    trained[best].chosen[best] = 1.0
     return trained[best]
 
 
+def candidates(problem: Problem) -> dict[str, Callable[[Problem], Trained]]:
+    """The modes that ``auto`` tries, by name.
+
+    Where the protocol keeps later rows apart, an editor learns from them. Where it keeps none, rows have to be taken from the
+    host, which may cost more than the edits bring, so that learning together with a host that sees all rows is tried, too.
+    """
+    modes = {"held_back": train_held_back, "cross_fitted": train_cross_fitted}
+    return modes if len(problem.split.adapt) else {**modes, "joint": train_joint}
+
+
 def chosen_mode(problem: Problem) -> str:
-    """The mode of the settings; for ``auto`` the one that validation prefers, both of which are trained then."""
+    """The mode of the settings; for ``auto`` the one that validation prefers, all of which are trained then."""
     if problem.config.mode != "auto":
         return problem.config.mode
-    return "cross_fitted" if train_selected(problem).chosen["cross_fitted"] else "held_back"
+    return next(mode for mode in MODES if mode in train_selected(problem).chosen)
 
 
 def train_frozen(problem: Problem) -> Trained:

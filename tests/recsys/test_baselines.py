@@ -148,11 +148,11 @@ def test_cross_fitting_judges_each_part_over_a_host_that_has_not_seen_it(problem
 def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
     values = {
         name: problem.validation.run(trained[name].scorer).summary[SMALL.monitor]
-        for name in ("persona_held_back", "persona_cross_fitted")
+        for name in ("persona_held_back", "persona_cross_fitted", "persona_joint")
     }
-    best = float(values["persona_cross_fitted"] > values["persona_held_back"])
-    assert trained["persona"].chosen["cross_fitted"] == best
-    assert chosen_mode(problem) == ("held_back", "cross_fitted")[int(best)]
+    best = max(values, key=values.get).removeprefix("persona_")
+    assert trained["persona"].chosen == {best: 1.0, "prototypes": trained["persona"].chosen["prototypes"]}
+    assert chosen_mode(problem) == best
     assert chosen_mode(problem.with_config(replace(SMALL, mode="joint"))) == "joint"
     assert trained["persona"].refresh_bytes <= 64
 
