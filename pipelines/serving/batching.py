@@ -66,12 +66,18 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._busy = self._scheduled = False
         self._row_seconds = self._waited = 0.0
+        self._answer_seconds = self._finished = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
 
     @property
     def full(self) -> bool:
         """Whether another request would be turned away."""
         return len(self._waiting) >= self.queue or self._waited > self.patience
+
+    @property
+    def rate(self) -> float:
+        """Answers a second while requests wait, 0 if they never did."""
+        return 1 / self._answer_seconds if self._answer_seconds else 0.0
 
     @property
     def waiting(self) -> int:
@@ -146,6 +152,14 @@ class Batcher:
             self._waited = 0.0
         return batch
 
+    def _count(self, rows: int) -> None:
+        """Follow the rate: where requests waited when the last batch was answered, the time since has gone into this one."""
+        now = time.monotonic()
+        if self._finished:
+            seconds = (now - self._finished) / rows
+            self._answer_seconds += (_SMOOTHING if self._answer_seconds else 1.0) * (seconds - self._answer_seconds)
+        self._finished = now if self._waiting else 0.0
+
     def _rows(self) -> int:
         if self._row_seconds == 0.0:
             return self.batch
@@ -168,6 +182,7 @@ class Batcher:
         return replies
 
     def _finish(self, batch: list[_Waiting], replies: Sequence[Any]) -> None:
+        self._count(len(batch))
         for waiting, reply in zip(batch, replies, strict=True):
             if waiting.reply.done():
                 continue

@@ -22,9 +22,11 @@ from pipelines.serving.metrics import Metrics
 log = logging.getLogger("persona.serving")
 
 _FULL = over_capacity()
-# Whoever is turned away is told so after the time that Retry-After names: clients that do not heed it would take the time of
-# those that wait, for turning a request away costs a third of answering it, nearly all of it in reading HTTP.
-HOLD_SECONDS = 1.0
+# Whoever is turned away is told so after the time that Retry-After names at the earliest: clients that do not heed it would take
+# the time of those that wait, for turning a request away costs a third of answering it, nearly all of it in reading HTTP.
+HOLD_SECONDS, LONGEST_HOLD_SECONDS = 1.0, 10.0
+# Answers for each that is turned away, at least.
+ANSWERS_A_REFUSAL = 5
 BUG = Refusal(500, "bug", "the service made a mistake, which is in its log: ask again, or tell who runs it")
 _NO_KEY = Refusal(
     401,
@@ -60,6 +62,7 @@ class Gate:
     ) -> None:
         self.app, self.batcher, self.metrics, self.body_bytes = app, batcher, metrics, body_bytes
         self.guarded, self.queued = guarded, queued
+        self._held = 0
         # Digests, so that keys of any length take equally long to compare.
         self._keys = [hashlib.sha256(key.encode()).digest() for key in api_keys]
 
@@ -83,7 +86,7 @@ class Gate:
                 await self.app(scope, _Limited(receive, self.body_bytes), counted)
             else:
                 if refusal is _FULL:
-                    await asyncio.sleep(HOLD_SECONDS)
+                    await self._hold()
                 await refuse(refusal, counted)
         except Exception as error:
             _log_bug(error, path if path in self.metrics.paths else "another path")
@@ -93,6 +96,13 @@ class Gate:
                 await refuse(BUG, counted)
         finally:
             self.metrics.request(path, status, time.perf_counter() - start)
+
+    async def _hold(self) -> None:
+        self._held += 1
+        try:
+            await asyncio.sleep(hold_seconds(self._held, self.batcher.rate))
+        finally:
+            self._held -= 1
 
     def _refusal(self, scope: Scope, path: str) -> Refusal | None:
         headers = scope["headers"]
@@ -114,6 +124,17 @@ class Gate:
                 digest = hashlib.sha256(given).digest()
                 return sum(hmac.compare_digest(digest, key) for key in self._keys) > 0
         return False
+
+
+def hold_seconds(held: int, rate: float) -> float:
+    """How long to wait before a request is turned away, so that few are while many are answered.
+
+    Args:
+        held: requests that wait to be turned away.
+        rate: answers a second; 0 if it is not known.
+    """
+    wanted = ANSWERS_A_REFUSAL * held / rate if rate > 0 else 0.0
+    return max(HOLD_SECONDS, min(LONGEST_HOLD_SECONDS, wanted))
 
 
 class _Limited:

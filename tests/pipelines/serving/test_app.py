@@ -185,6 +185,14 @@ def test_who_is_turned_away_is_told_when_to_come_back(bundle, monkeypatch):
         assert recommend(client).status_code == 200
 
 
+def test_the_more_are_turned_away_the_longer_they_are_held():
+    assert gate.hold_seconds(1000, 0.0) == gate.HOLD_SECONDS
+    assert gate.hold_seconds(512, 2900.0) == gate.HOLD_SECONDS
+    held = gate.hold_seconds(400, 1000.0)
+    assert 400 / held == 1000 / gate.ANSWERS_A_REFUSAL
+    assert gate.hold_seconds(10**6, 10.0) == gate.LONGEST_HOLD_SECONDS
+
+
 def test_keys_guard_what_is_personal_and_nothing_else(bundle):
     with client_of(bundle, api_keys=("k" * 20, "other-key-of-the-same-service")) as client:
         refused = recommend(client)

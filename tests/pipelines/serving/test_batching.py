@@ -82,6 +82,18 @@ def test_batches_shrink_to_the_target_and_leave_the_loop_alone():
     asyncio.run(scenario())
 
 
+def test_the_rate_of_answers_is_that_of_busy_times():
+    async def scenario():
+        one = batcher(Doubling(seconds=0.002), target=0.004)
+        await ask(one, 1)
+        assert one.rate == 0.0
+        await ask(one, *range(20))
+        assert 0 < one.rate <= 1 / 0.002
+        await one.close()
+
+    asyncio.run(scenario())
+
+
 def test_memory_bounds_what_is_computed_at_once():
     async def scenario():
         model = Doubling(rows=3)
