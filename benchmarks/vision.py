@@ -1,6 +1,6 @@
 """Adapting a classifier to one device: Persona's edit beside Tent, BN statistics, T3A and LAME, in time and memory.
 
-    python -m benchmarks.vision [--host mobilenet_v3_small] [--size 224] [--batch 64] [--rounds 15]
+    python -m benchmarks.vision [--host mobilenet_v3_small] [--size 224] [--context features] [--batch 64] [--rounds 15]
 
 A window of unlabelled images of one device comes in, and all of its images are classified. ``editing`` is what Persona adds to the
 host's own forward pass, measured alone: reading the context, one pass of the editor, and the edited classifier instead of the plain
@@ -30,7 +30,7 @@ from vision.baselines.batch_norm import BatchNorm  # noqa: E402
 from vision.baselines.lame import Lame  # noqa: E402
 from vision.baselines.t3a import T3A  # noqa: E402
 from vision.baselines.tent import Tent  # noqa: E402
-from vision.contexts import ContextReader  # noqa: E402
+from vision.contexts import CONTEXTS, ContextReader  # noqa: E402
 from vision.evaluation import Classifier, Window  # noqa: E402
 from vision.hosts import Host, HostConfig, make_host  # noqa: E402
 from vision.personalised import Personalised, make_editor  # noqa: E402
@@ -38,9 +38,9 @@ from vision.personalised import Personalised, make_editor  # noqa: E402
 CLASSES = 10
 
 
-def make_model(host: Host) -> Personalised:
+def make_model(host: Host, context: str) -> Personalised:
     """The host with a fresh editor that is awake: zero heads would be as fast, but show nothing."""
-    reader = ContextReader("pooled", host)
+    reader = ContextReader(context, host)
     config = EditorConfig(reader.dim, transfer="none", head="low_rank", rank=8, bound="frobenius")
     editor = make_editor(host, config)
     with torch.no_grad():
@@ -119,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="mobilenet_v3_small")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--context", default="features", choices=CONTEXTS)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--wall", action="store_true", help="wall time instead of processor time")
@@ -127,7 +128,7 @@ def main() -> None:
     host = make_host(HostConfig(arguments.host, CLASSES, 3, arguments.size, "classifier")).eval()
     images = torch.randint(0, 256, (arguments.batch, 3, arguments.size, arguments.size), dtype=torch.uint8)
     window = Window(images, np.arange(arguments.batch), arguments.batch)
-    todo = variants(host, make_model(host), window)
+    todo = variants(host, make_model(host, arguments.context), window)
     memory = {name: peak_mib(run) for name, run in todo.items() if name != "plain"}
     clock = time.perf_counter if arguments.wall else time.process_time
     alternate(todo, 1, clock)
@@ -135,7 +136,7 @@ def main() -> None:
     passes = times["host"]
     edits = [a - b for a, b in zip(times["editing"], times["plain"], strict=True)]
     report = {
-        **{name: getattr(arguments, name) for name in ("host", "size", "batch", "rounds")},
+        **{name: getattr(arguments, name) for name in ("host", "size", "context", "batch", "rounds")},
         "clock": "wall" if arguments.wall else "processor",
         "median_ms": {name: round(statistics.median(values), 3) for name, values in times.items()},
         "edit_share_of_a_forward_pass": _ratio(edits, passes, 5),

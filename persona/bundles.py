@@ -55,7 +55,7 @@ class BundleFormat:
         header = read_json(path)
         found: dict[str, Any] = header if isinstance(header, dict) else {}
         version = found.get("version")
-        if found.get("format") != self.name or version not in self.entries:
+        if found.get("format") != self.name or not isinstance(version, int) or version not in self.entries:
             readable = " or ".join(map(str, self.entries))
             raise FormatError(
                 f"{folder} has format {found.get('format')!r} version {version!r}, but {self.name!r} version "

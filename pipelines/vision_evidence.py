@@ -103,7 +103,8 @@ def run(
     if not space.prepared.exists():
         options = dict(experiment.prepare)
         streams = options.pop("streams", None)
-        made = None if streams is None else vision_steps.Streams(**{**streams, "orders": tuple(streams["orders"])})
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (streams or {}).items()}
+        made = None if streams is None else vision_steps.Streams(**lists)
         vision_steps.prepare(source_of(experiment, data_folder), space, streams=made, **options)
     data = space.data()
     configs = experiment.configs()
@@ -111,18 +112,20 @@ def run(
     path = folder / f"{experiment.name}.json"
     if path.exists() and read_json(path)["key"] == key:
         return False
-    results = {}
+    results, comparisons = {}, []
     for name, config in configs.items():
         comparison = vision_steps.evaluate(
             config, space, methods=experiment.methods, seeds=experiment.seeds, notify=notify
         )
+        comparisons.append(comparison)
         results[name] = {
             **comparison.as_dict(),
             "rivals": _rivals(experiment, comparison),
             "segments": _segments(experiment, comparison, data),
         }
     described = {"images": data.n_images, "devices": data.n_devices, "classes": data.n_classes}
-    write_json(path, {"key": key, "data": described, "variants": results})
+    overall = {"overall": _overall(experiment, comparisons)} if len(comparisons) > 1 else {}
+    write_json(path, {"key": key, "data": described, "variants": results, **overall})
     return True
 
 
@@ -139,6 +142,31 @@ def _rivals(experiment: Experiment, comparison: vision_steps.Comparison) -> dict
         rival: {metric: found.as_dict() for metric, found in differences(last, comparison.of(rival)).items()}
         for rival in experiment.rivals
     }
+
+
+def _overall(experiment: Experiment, comparisons: Sequence[vision_steps.Comparison]) -> dict[str, Any]:
+    """Mean accuracy of every method over the variants, and its difference to the host, of the last one also to its rivals."""
+    methods, last = list(comparisons[0].measured[0]), experiment.methods[-1]
+    return {
+        "accuracy": {
+            m: float(np.mean([np.mean([x.summary["accuracy"] for x in c.of(m)]) for c in comparisons])) for m in methods
+        },
+        "gains": {m: _between(comparisons, m, "host") for m in methods if m != "host"},
+        "rivals": {rival: _between(comparisons, last, rival) for rival in experiment.rivals},
+    }
+
+
+def _between(comparisons: Sequence[vision_steps.Comparison], method: str, other: str) -> dict[str, float]:
+    """Accuracy of one method minus another's, the mean over variants that count alike, with its interval over devices."""
+    total = sum(len(c.measured[0]["host"].units) for c in comparisons)
+    seeds = []
+    for seed in range(comparisons[0].seeds):
+        gaps = [
+            c.measured[seed][method].per_unit["accuracy"] - c.measured[seed][other].per_unit["accuracy"]
+            for c in comparisons
+        ]
+        seeds.append(np.concatenate([gap * total / (len(gaps) * len(gap)) for gap in gaps]))
+    return paired_bootstrap_over_seeds(seeds).as_dict()
 
 
 def _segments(experiment: Experiment, comparison: vision_steps.Comparison, data: DeviceImages) -> dict[str, Any]:
@@ -201,7 +229,7 @@ def _section(experiment: Experiment, result: Mapping[str, Any]) -> str:
     for name, variant in result["variants"].items():
         lines += [*([f"### {name}", ""] if name else []), f"{variant['devices']:,} test devices.", ""]
         lines += [*_table(variant), "", *_rival_lines(experiment, variant), *_segment_table(experiment, variant)]
-    lines += _means(result)
+    lines += _means(experiment, result)
     return "\n".join([*lines, *([experiment.note, ""] if experiment.note else [])])
 
 
@@ -237,15 +265,19 @@ def _segment_table(experiment: Experiment, variant: Mapping[str, Any]) -> list[s
     return [*table(head, lines), ""]
 
 
-def _means(result: Mapping[str, Any]) -> list[str]:
+def _means(experiment: Experiment, result: Mapping[str, Any]) -> list[str]:
     """Mean accuracy over the variants, where there are several."""
-    variants = result["variants"]
-    if len(variants) < 2:
+    variants, overall = result["variants"], result.get("overall")
+    if overall is None:
         return []
-    methods = [row["method"] for row in next(iter(variants.values()))["rows"]]
-    head = ["method", *variants, "mean"]
     lines = []
-    for i, method in enumerate(methods):
+    for i, method in enumerate(overall["accuracy"]):
         values = [variant["rows"][i]["metrics"]["accuracy"] for variant in variants.values()]
-        lines.append([method, *(f"{v:.4f}" for v in [*values, np.mean(values)])])
-    return ["### All", "", *table(head, lines), ""]
+        shown = [f"{value:.4f}" for value in [*values, overall["accuracy"][method]]]
+        lines.append([method, *shown, interval(overall["gains"].get(method))])
+    head = ["method", *variants, "mean", "mean against the host"]
+    rivals = [
+        f"* {experiment.methods[-1]} against {rival}: mean accuracy {interval(found)}"
+        for rival, found in overall["rivals"].items()
+    ]
+    return ["### All", "", *table(head, lines), "", *rivals, ""]

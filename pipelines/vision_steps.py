@@ -54,12 +54,14 @@ class Streams:
         severity: the full severity, 1 to 5.
         length: images of a stream.
         seed: of all that is random.
+        unseen: corruptions that only test streams have.
     """
 
     orders: tuple[str, ...] = ("abrupt",)
     severity: int = 5
     length: int = 60
     seed: int = 0
+    unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,13 @@ def prepare(
             config = StreamConfig(severity=streams.severity, seed=streams.seed)
             orders = streams.orders
             data = stream_suite(
-                data, config, orders=orders, length=streams.length, adapt=STREAM_SHARE, test=STREAM_SHARE
+                data,
+                config,
+                orders=orders,
+                length=streams.length,
+                adapt=STREAM_SHARE,
+                test=STREAM_SHARE,
+                unseen=streams.unseen,
             )
             suggested |= {"host_groups": "clean", "test_groups": ",".join(orders)}
         data.save(work.prepared)

@@ -86,13 +86,14 @@ class ContextReader(nn.Module):
             context: (B, n, F + K) context features of a host; (B, n, F), its features alone, where ``reads_beliefs`` is false.
         """
         features, belief = context[..., : self.features], context[..., self.features :]
+        if self.kind == "features":
+            tokens = self._moments(features)
+            return tokens, torch.full((len(tokens),), 2, dtype=torch.int64, device=tokens.device)
         features = (features - self.mean) / self.std
         if self.kind == "images":
             tokens = torch.cat([features, belief], dim=-1)
         elif self.kind == "pooled":
             tokens = _pooled(torch.cat([features, belief], dim=-1))
-        elif self.kind == "features":
-            tokens = _pooled(features)
         elif self.kind == "beliefs":
             tokens = _believed(belief)
         else:
@@ -102,6 +103,13 @@ class ContextReader(nn.Module):
             # One image's worth of doubt: a class that was hardly seen says nothing.
             tokens = torch.cat([total / (weight.unsqueeze(-1) + 1), share], dim=-1)
         return tokens, torch.full((len(tokens),), tokens.shape[1], dtype=torch.int64, device=tokens.device)
+
+    def _moments(self, features: Tensor) -> Tensor:
+        """As ``_pooled`` of standardised features (B, n, F), which are pooled first, for that is less work."""
+        mean = features.mean(1)
+        deviation = (features.square().mean(1) - mean.square()).clamp_min(SMALLEST_STD**2).sqrt()
+        moments = torch.stack([(mean - self.mean) / self.std, deviation / self.std], dim=1)
+        return nn.functional.pad(moments, (0, 1), value=features.shape[1] ** -0.5)
 
 
 def _pooled(images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Letters: N images, P positions asked for, n images of a window, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -106,10 +106,10 @@ def body_digest(host: Host) -> str:
     return digest_tensors({**host.body.state_dict(), **host.norms.state_dict(prefix="norms.")})
 
 
-def _kept(host: Host, data: DeviceImages, folder: Path | None, key: list[object], compute: Compute) -> FeatureCache:
+def _kept(host: Host, data: DeviceImages, folder: Path | None, key: Sequence[object], compute: Compute) -> FeatureCache:
     """What ``compute`` makes of all positions, or what it made of them before."""
     positions = np.arange(data.n_images)
-    path = None if folder is None else folder / f"features-{digest_json(key)[:16]}.safetensors"
+    path = None if folder is None else folder / f"features-{digest_json(list(key))[:16]}.safetensors"
     if path is not None and path.exists():
         return FeatureCache(host, data, positions, load_tensors(path)[0]["features"])
     features = compute(positions)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -207,10 +207,10 @@ class DeviceObjective(_Validated):
         return functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
 
 
-Own = TypeVar("Own", ImageObjective, DeviceObjective)
+Part: TypeAlias = ImageObjective | DeviceObjective
 
 
-class Mixture(Generic[Own]):
+class Mixture:
     """Several objectives as one, such as the devices of folds, each judged over a host that has not seen them.
 
     An epoch takes the same share of the batches of each part, in random order, and is about as long as one part's.
@@ -221,7 +221,7 @@ class Mixture(Generic[Own]):
         seed: of the order.
     """
 
-    def __init__(self, parts: Sequence[Own], validators: Sequence[Own], seed: int) -> None:
+    def __init__(self, parts: Sequence[Part], validators: Sequence[Part], seed: int) -> None:
         self.parts, self.validators, self.seed = list(parts), list(validators), seed
 
     @property
@@ -229,7 +229,7 @@ class Mixture(Generic[Own]):
         """Larger is better."""
         return self.validators[0].monitor
 
-    def batches(self, epoch: int) -> Iterator[tuple[Own, Any]]:
+    def batches(self, epoch: int) -> Iterator[tuple[Part, Any]]:
         """Each batch with its part."""
         batches = [part.batches(epoch) for part in self.parts]
         shares = [-(-len(part) // len(self.parts)) for part in self.parts]
@@ -237,7 +237,7 @@ class Mixture(Generic[Own]):
         for index in order.tolist():
             yield self.parts[index], next(batches[index])
 
-    def loss(self, batch: tuple[Own, Any]) -> Tensor:
+    def loss(self, batch: tuple[Part, Any]) -> Tensor:
         """Mean cross-entropy of a part's batch."""
         part, own = batch
         return part.loss(own)

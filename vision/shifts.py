@@ -57,7 +57,7 @@ def shift(images: Tensor, seed: list[int]) -> Tensor:
 
 def _edges(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Dark lines where the brightness changes, on white."""
-    gray = transforms.gaussian_blur(transforms.rgb_to_grayscale(images.float()), [5], [float(rng.uniform(0.6, 1.5))])
+    gray = transforms.gaussian_blur(transforms.rgb_to_grayscale(images.float()), [5, 5], [float(rng.uniform(0.6, 1.5))])
     padded = functional.pad(gray, (1, 1, 1, 1), mode="replicate")
     kernel = torch.tensor(_SOBEL)
     across, down = (functional.conv2d(padded, k[None, None]) for k in (kernel, kernel.T))
@@ -80,7 +80,7 @@ SHIFTS: dict[str, Callable[[Tensor, np.random.Generator], Tensor]] = {
     "hue": lambda x, rng: transforms.adjust_hue(x, float(rng.uniform(-0.5, 0.5))),
     "saturation": lambda x, rng: transforms.adjust_saturation(x, float(rng.uniform(2, 5))),
     "contrast": lambda x, rng: transforms.adjust_contrast(x, _either(rng, (0.2, 0.5), (2, 4))),
-    "blur": lambda x, rng: transforms.gaussian_blur(x, [9], [float(rng.uniform(1, 3))]),
+    "blur": lambda x, rng: transforms.gaussian_blur(x, [9, 9], [float(rng.uniform(1, 3))]),
     "edges": _edges,
     "channels": lambda x, rng: x[:, torch.from_numpy(rng.permutation(3))],
     "brightness": lambda x, rng: transforms.adjust_brightness(x, _either(rng, (0.3, 0.6), (1.5, 2.5))),

@@ -120,6 +120,7 @@ def stream_suite(
     length: int = 60,
     adapt: float = 0.25,
     test: float = 0.25,
+    unseen: tuple[str, ...] = (),
 ) -> DeviceImages:
     """Clean devices to learn from, and every order of every corruption over images that none of them holds.
 
@@ -135,14 +136,22 @@ def stream_suite(
         length: images of a piece, at most.
         adapt: share of the images in streams to adapt on.
         test: share of the images in streams to test.
+        unseen: corruptions of test streams alone; the streams to adapt on then have all others. By default both have all.
 
     Raises:
-        ConfigError: an order is unknown, shares or length are out of range, or the package of corruptions is missing.
+        ConfigError: an order or an unseen corruption is unknown, shares or length are out of range, or the package of corruptions is missing.
         DataError: there are too few images.
     """
     if length < 1 or not (0 < adapt < 1 and 0 < test < 1 and adapt + test < 1):
         raise ConfigError(
             "streams need a length of at least 1 and shares to adapt and to test that leave images for the host"
+        )
+    for name in unseen:
+        if name not in config.corruptions:
+            raise ConfigError(f"{name!r} cannot be left to test streams: {nearest(name, config.corruptions)}")
+    if unseen and set(unseen) == set(config.corruptions):
+        raise ConfigError(
+            "all corruptions are left to test streams, so there is nothing to adapt on: leave some others"
         )
     order_of = np.random.default_rng([config.seed, 53]).permutation(data.n_images)
     n_adapt, n_test = round(adapt * data.n_images), round(test * data.n_images)
@@ -151,14 +160,17 @@ def stream_suite(
     parts = _Parts([], [], [], [], [])
     for i, piece in enumerate(_pieces(order_of[n_adapt + n_test :], length)):
         parts.add(data, piece, f"clean/{i}", "clean", False)
-    for reserved, pool in ((False, order_of[:n_adapt]), (True, order_of[n_adapt : n_adapt + n_test])):
+    seen = tuple(name for name in config.corruptions if name not in unseen)
+    halves = ((False, seen, order_of[:n_adapt]), (True, unseen or seen, order_of[n_adapt : n_adapt + n_test]))
+    for reserved, kinds, pool in halves:
         for order in orders:
-            for kind in config.corruptions:
+            for kind in kinds:
                 own = replace(config, order=order, corruptions=(kind,))
                 for i, piece in enumerate(_pieces(pool, length)):
                     name = f"{order}/{kind}/{'test' if reserved else 'adapt'}{i}"
                     parts.add(data, piece, name, order, reserved, own)
-    return parts.build(data, {"streams": {**asdict(config), "orders": list(orders), "length": length}})
+    described = {**asdict(config), "orders": list(orders), "length": length, "unseen": list(unseen)}
+    return parts.build(data, {"streams": described})
 
 
 @dataclass

@@ -82,6 +82,19 @@ def test_factored_edits_with_shared_factors_stay_factored():
     torch.testing.assert_close((a * 2.0).flat(), 2 * a.flat())
 
 
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_one_device_is_edited_alike_with_and_without_writing_its_matrix_out(rows):
+    generator = torch.Generator().manual_seed(rows)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    edit = FactoredEdit(bias=draw(1, 12), u=draw(12, 2), core=draw(1, 2, 2), v=draw(2, 20))
+    x, weight, bias = draw(1, rows, 20), draw(12, 20), draw(12)
+    expected = edit.dense().linear(x, weight, bias)
+    torch.testing.assert_close(edit.linear(x, weight, bias), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(edit.linear(x[0], weight, bias), expected[0], rtol=1e-4, atol=1e-4)
+    none = edit.map(torch.zeros_like)
+    assert torch.equal(none.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+
+
 def test_mean_of_unshared_factors_is_not_the_product_of_mean_factors():
     edit = random_edit(4)
     torch.testing.assert_close(edit.low_rank(6).mean().flat(), edit.flat().mean(0, keepdim=True), rtol=1e-4, atol=1e-5)

@@ -86,7 +86,11 @@ def test_variants_are_summed_up(ran):
     run(replace(SMALL, variants={"one": {}, "two": {"epochs": 2}}))
     result = json.loads((folder / "small.json").read_text())
     assert list(result["variants"]) == ["one", "two"]
-    assert "| method | one | two | mean |" in vision_evidence.render(folder)
+    page = vision_evidence.render(folder)
+    assert "| method | one | two | mean | mean against the host |" in page
+    gain = result["variants"]["one"]["rows"][1]["differences"]["accuracy"]["mean"]
+    assert result["overall"]["gains"]["t3a"]["mean"] == pytest.approx(gain), "both variants were measured alike"
+    assert "* t3a against host: mean accuracy +" in page
 
 
 def test_what_is_unknown_or_missing(tmp_path):

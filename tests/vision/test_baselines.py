@@ -63,7 +63,7 @@ def test_every_method_is_measured_and_kept(problem, method):
     assert set(measured.per_unit) == {"accuracy", "logloss"}
     assert measured.summary["forward_passes"] >= 1
     assert (measured.summary["backward_passes"] > 0) == (method in ("tent", "finetune_device"))
-    assert (measured.refresh_bytes > 0) == method.startswith(("persona", "duet", "finetune_a", "trained"))
+    assert (measured.refresh_bytes > 0) == method.startswith(("persona", "duet", "finetune_a", "finetune_i", "trained"))
     again = measure(Problem(DATA, CONFIG, folder=problem._folder.parent), method)
     assert again.summary == measured.summary
 

@@ -42,12 +42,38 @@ def test_tokens(kind):
     with torch.no_grad():
         context = host.context_features(host.features(pictures(3, 4)))
     tokens, lengths = reader(context)
-    assert tokens.shape == (3, {"images": 4, "pooled": 2, "classes": 5}[kind], reader.dim)
+    assert tokens.shape == (3, {"images": 4, "pooled": 2, "features": 2, "beliefs": 1, "classes": 5}[kind], reader.dim)
     assert (lengths == tokens.shape[1]).all()
     shuffled, _ = reader(context[:, [2, 0, 3, 1]])
     assert torch.allclose(shuffled, tokens, atol=1e-4) == (kind != "images")
     with pytest.raises(ConfigError, match="unknown context"):
         ContextReader("dreams", host)
+
+
+def test_features_alone_are_read_without_the_classifier():
+    model = personalised(context="features")
+    with torch.no_grad():
+        features = model.host.features(pictures(2, 3))
+        before = model.edit(features).flat()
+        model.host.head[-1].weight.mul_(3)
+        assert torch.equal(model.edit(features).flat(), before)
+    assert before.norm() > 0
+
+
+def test_beliefs_say_what_is_seen_how_surely_and_what_is_confused():
+    host = small_host()
+    reader = ContextReader("beliefs", host)
+    sure = torch.nn.functional.one_hot(torch.tensor([1, 1, 2]), 5).float()
+    context = torch.cat([torch.randn(3, host.feature_dim), sure], dim=1).unsqueeze(0)
+    [[token]], _ = reader(context)
+    torch.testing.assert_close(token[:5], sure.mean(0))
+    assert token[5:10].argmax() == 1
+    confused = token[15:40].reshape(5, 5)
+    assert confused.abs().sum(1).nonzero()[:, 0].tolist() == [1, 2]
+    assert float(token[-2]) == pytest.approx(0, abs=1e-4), "nothing is in doubt"
+    assert float(token[-1]) == pytest.approx(3**-0.5)
+    context[..., : host.feature_dim] += 1
+    torch.testing.assert_close(reader(context)[0][0, 0], token)
 
 
 def test_a_reader_standardises_what_the_host_has_learned_from():

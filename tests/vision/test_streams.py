@@ -122,6 +122,24 @@ def test_a_suite_keeps_the_images_of_its_parts_apart():
     assert not (kept & (seen["adapt"] | seen["test"]))
 
 
+def test_corruptions_can_be_left_to_test_streams():
+    base = toy_images(devices=2, per_device=24, size=32)
+    config = StreamConfig(corruptions=("contrast", "brightness", "fog"), severity=3, seed=2)
+    suite = stream_suite(base, config, orders=("abrupt",), length=6, unseen=("fog",))
+    whole = stream_suite(base, config, orders=("abrupt",), length=6)
+    found = {
+        (part, name.split("/")[1]) for name in suite.device_ids for part in ("adapt", "test") if f"/{part}" in name
+    }
+    assert found == {("adapt", "contrast"), ("adapt", "brightness"), ("test", "fog")}
+    for name in suite.device_ids:
+        own, other = (data.positions_of(np.array([data.device_ids.index(name)])) for data in (suite, whole))
+        assert np.array_equal(suite.pixels[own], whole.pixels[other]), "what is left out changes nothing of the rest"
+    with pytest.raises(ConfigError, match="cannot be left to test streams: did you mean 'fog'"):
+        stream_suite(base, config, unseen=("frog",))
+    with pytest.raises(ConfigError, match="nothing to adapt on"):
+        stream_suite(base, config, unseen=config.corruptions)
+
+
 def test_a_suite_of_too_few_images():
     with pytest.raises(ConfigError, match="shares"):
         stream_suite(toy_images(), StreamConfig(), adapt=0.6, test=0.5)

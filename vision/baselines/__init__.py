@@ -9,7 +9,7 @@ from persona.errors import ConfigError, nearest
 from vision.baselines.base import Problem, Trained
 from vision.baselines.batch_norm import train_batch_norm
 from vision.baselines.duet import train_duet
-from vision.baselines.finetune import finetune_adaptive, finetune_all, finetune_device
+from vision.baselines.finetune import finetune_adaptive, finetune_all, finetune_device, finetune_interpolated
 from vision.baselines.host import train_host, train_longer
 from vision.baselines.lame import train_lame
 from vision.baselines.persona import train_cross_fitted, train_frozen, train_held_back, train_joint, train_tuned
@@ -22,6 +22,7 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "trained_longer": train_longer,
     "finetune_all": finetune_all,
     "finetune_adaptive": finetune_adaptive,
+    "finetune_interpolated": finetune_interpolated,
     "finetune_device": finetune_device,
     "batch_norm": train_batch_norm,
     "tent": train_tent,

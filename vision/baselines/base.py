@@ -31,7 +31,7 @@ FLOAT_BYTES = 4
 # Images whose features give a context reader its scale.
 READER_IMAGES = 4000
 # Methods whose names start so depend on the settings of editors: on which layers are adaptive, at least.
-EDITED = ("persona", "duet", "finetune_adaptive", "finetune_device")
+EDITED = ("persona", "duet", "finetune_adaptive", "finetune_interpolated", "finetune_device")
 
 Devices = NDArray[np.int64]
 OnEpoch = Callable[[str, dict[str, float]], None]
@@ -203,10 +203,12 @@ class Problem:
         validation: Evaluation | None = None,
     ) -> FitResult:
         """Train ``parameters`` of ``model`` on ``devices``; a training that is already in the folder is taken from there."""
-        objective: Objective = self.objective(model, devices, validation)
+        plain = self.objective(model, devices, validation)
+        objective: Objective = plain
         if self.config.shifts and name.startswith(EDITED):
-            copies = self.shifted_objectives(model, devices, validation)
-            objective = Mixture([objective, *copies], [objective], self.config.seed)
+            # What is learned for shifts is selected under shifts: without them, a host that knows none looks best.
+            parts = [plain, *self.shifted_objectives(model, devices, validation)]
+            objective = Mixture(parts, parts, self.config.seed)
         return self.fit(name, model, parameters, objective, keep_start=keep_start, fit_config=fit_config)
 
     def objective(

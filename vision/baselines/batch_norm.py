@@ -19,6 +19,8 @@ from vision.hosts import Host
 from vision.hosts.norms import own_statistics
 
 PRIORS = (1.0, 16.0, 64.0, 256.0)
+# Where the body is given, all images pass it once a prior: a single one, Schneider et al.'s for small windows.
+GIVEN_PRIORS = (16.0,)
 
 
 class BatchNorm:
@@ -53,7 +55,7 @@ def train_batch_norm(problem: Problem) -> Trained:
     def make(host: Host, prior: float) -> BatchNorm:
         return BatchNorm(host, prior, problem.features_under(prior) if problem.given_body else None)
 
-    prior = choose(problem, PRIORS, make)
+    prior = choose(problem, GIVEN_PRIORS if problem.given_body else PRIORS, make)
     return Trained(
         make(problem.base_host(), prior),
         forward_passes=problem.window_passes,

@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from persona.training import FitResult
 from vision.baselines.base import Problem, Trained, adaptive_bytes, all_bytes
-from vision.baselines.folds import choose
-from vision.evaluation import Window
+from vision.baselines.folds import choose, finetuned, population_folds
+from vision.evaluation import Evaluation, Window
 from vision.features import FeatureCache
 from vision.hosts import Host
 from vision.images import DeviceImages
+from vision.objectives import batched_logits
 from vision.personalised import Personalised
 
 FOLDS = 5
 STEPS = 10
+# At most half way: further on, a population that is like the host's own is harmed.
+SHARES = (0.0, 0.25, 0.5)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -34,20 +38,57 @@ def finetune_all(problem: Problem) -> Trained:
 
 def finetune_adaptive(problem: Problem) -> Trained:
     """The adaptive layers alone, the same for every device, on the devices that the editor learns from."""
-    model = Personalised(problem.base_host(), fixed_host=True)
     started = time.perf_counter()
-    layers = model.host.adaptive_parameters()
-    fit_config = problem.config.editor_fit()
-    result = problem.train(
-        "finetune_adaptive", model, layers, problem.split.adapt, keep_start=True, fit_config=fit_config
-    )
-    return Trained(
-        model,
-        adaptive_bytes(model.host),
-        result=result,
-        seconds=time.perf_counter() - started,
-        keeps_body=model.host.shared_features,
-    )
+    host, result = finetuned(problem, "finetune_adaptive", problem.base_host(), problem.split.adapt)
+    return _same_for_all(host, result, time.perf_counter() - started)
+
+
+def finetune_interpolated(problem: Problem) -> Trained:
+    """Between the host and its fine-tuned adaptive layers, which know more shifts but the host's populations less well.
+
+    How far to go is chosen on populations that neither has seen, where the one at test is unknown, else on validation devices.
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR'22.
+    """
+    started = time.perf_counter()
+    host = problem.base_host()
+    tuned, result = finetuned(problem, "finetune_adaptive", problem.base_host(), problem.split.adapt)
+    pairs = []
+    for fold in population_folds(problem):
+        devices = np.setdiff1d(problem.split.adapt, fold.devices)
+        own, _ = finetuned(
+            problem, f"finetune_adaptive_without_{fold.name}", copy.deepcopy(fold.host), devices, fold.others
+        )
+        pairs.append((fold.host, own, problem.evaluation(fold.devices)))
+    pairs = pairs or [(host, tuned, problem.validation)]
+
+    def score(share: float) -> float:
+        found = [_accuracy(problem, interpolated(a, b, share), evaluation) for a, b, evaluation in pairs]
+        return float(np.mean(found))
+
+    scores = {share: score(share) for share in SHARES}
+    share = max(scores, key=lambda share: scores[share])
+    trained = _same_for_all(interpolated(host, tuned, share), result, time.perf_counter() - started)
+    trained.chosen = {"share": share}
+    return trained
+
+
+def interpolated(host: Host, tuned: Host, share: float) -> Host:
+    """A host whose adaptive layers lie ``share`` of the way from those of ``host`` to those of ``tuned``."""
+    between = copy.deepcopy(host)
+    with torch.no_grad():
+        for own, other in zip(between.adaptive_parameters(), tuned.adaptive_parameters(), strict=True):
+            own.lerp_(other, share)
+    return between.eval()
+
+
+def _accuracy(problem: Problem, host: Host, evaluation: Evaluation) -> float:
+    positions, logits = batched_logits(Personalised(host), evaluation, problem.features_of(host))
+    return evaluation.judge(logits, positions).summary[problem.config.monitor]
+
+
+def _same_for_all(host: Host, result: FitResult, seconds: float) -> Trained:
+    model = Personalised(host, fixed_host=True).eval()
+    return Trained(model, adaptive_bytes(host), result=result, seconds=seconds, keeps_body=host.shared_features)
 
 
 class DeviceFinetuning:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona.errors import ConfigError
+from persona.training import FitResult
 from vision.baselines.base import Problem
 from vision.evaluation import Classifier, Evaluation
 from vision.hosts import Host
@@ -37,6 +38,7 @@ class Fold:
         known: the devices that it has learned from.
         devices: the part.
         validation: devices of the part's kind that no editor learns from.
+        others: devices of the other parts that no host learns from.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Fold:
     known: Devices
     devices: Devices
     validation: Evaluation
+    others: Evaluation
 
 
 def populations(problem: Problem) -> list[str]:
@@ -67,10 +70,11 @@ def population_folds(problem: Problem) -> list[Fold]:
                 f"the population {name!r} cannot be left out, for nothing is left to train or to validate on: raise "
                 "validation_share"
             )
-        host = problem.trained_host(f"host_without_{name}", known, problem.evaluation(others))
+        seen = problem.evaluation(others)
+        host = problem.trained_host(f"host_without_{name}", known, seen)
         adapt = problem.split.adapt[groups[problem.split.adapt] == name]
         devices = np.sort(np.concatenate([unseen, adapt]))
-        folds.append(Fold(name, host, known, devices, problem.evaluation(own)))
+        folds.append(Fold(name, host, known, devices, problem.evaluation(own), seen))
     return folds
 
 
@@ -82,17 +86,23 @@ def device_folds(problem: Problem) -> list[Fold]:
     folds = []
     for i, part in enumerate(np.array_split(order, PARTS)):
         rest = np.sort(np.setdiff1d(problem.split.adapt, part))
-        host = finetuned(problem, f"finetune_adaptive_without_{i + 1}_of_{PARTS}", rest)
-        folds.append(Fold(f"part {i + 1}", host, problem.split.train, np.sort(part), problem.validation))
+        host, _ = finetuned(problem, f"finetune_adaptive_without_{i + 1}_of_{PARTS}", problem.base_host(), rest)
+        folds.append(
+            Fold(f"part {i + 1}", host, problem.split.train, np.sort(part), problem.validation, problem.validation)
+        )
     return folds
 
 
-def finetuned(problem: Problem, name: str, devices: Devices) -> Host:
-    """The base host with its adaptive layers fine-tuned on ``devices``."""
-    model = Personalised(problem.base_host(), fixed_host=True)
+def finetuned(
+    problem: Problem, name: str, host: Host, devices: Devices, validation: Evaluation | None = None
+) -> tuple[Host, FitResult]:
+    """``host`` with its adaptive layers fine-tuned on ``devices``, and what the training did."""
+    model = Personalised(host, fixed_host=True)
     layers = model.host.adaptive_parameters()
-    problem.train(name, model, layers, devices, keep_start=True, fit_config=problem.config.editor_fit())
-    return model.host.eval()
+    result = problem.train(
+        name, model, layers, devices, keep_start=True, fit_config=problem.config.editor_fit(), validation=validation
+    )
+    return model.host.eval(), result
 
 
 def choose(problem: Problem, choices: Iterable[Choice], make: Callable[[Host, Choice], Classifier]) -> Choice:

@@ -6,8 +6,8 @@ import time
 
 from vision.baselines.base import Devices, Problem, Trained
 from vision.baselines.duet import payload
-from vision.baselines.finetune import finetune_adaptive
-from vision.baselines.folds import device_folds, population_folds
+from vision.baselines.finetune import finetune_adaptive, finetune_interpolated
+from vision.baselines.folds import device_folds, population_folds, populations
 from vision.hosts import Host
 from vision.objectives import Mixture
 from vision.personalised import Personalised
@@ -31,15 +31,15 @@ def train_cross_fitted(problem: Problem) -> Trained:
     deployed = problem.personalise(host, fixed_host=True)
     assert deployed.editor is not None
     started = time.perf_counter()
-    parts, validators = [], []
+    parts = []
     for fold in folds or device_folds(problem):
         model = problem.personalise(fold.host, fold.known, fixed_host=True).eval()
         model.editor = deployed.editor
-        plain = problem.objective(model, fold.devices, fold.validation)
-        parts += [plain, *problem.shifted_objectives(model, fold.devices, fold.validation)]
-        validators.append(plain)
-    if not folds:
-        validators = [problem.objective(deployed, problem.split.adapt)]
+        parts += [
+            problem.objective(model, fold.devices, fold.validation),
+            *problem.shifted_objectives(model, fold.devices, fold.validation),
+        ]
+    validators = parts if folds else [problem.objective(deployed, problem.split.adapt)]
     result = problem.fit(
         "persona_cross_fitted",
         deployed,
@@ -83,10 +83,13 @@ def train_joint(problem: Problem) -> Trained:
 
 def train_tuned(problem: Problem) -> Trained:
     """The editor of a host whose adaptive layers were fine-tuned for everybody on the editor's devices: what is left to learn
-    is how devices differ. All devices receive the fine-tuned layers once.
+    is how devices differ. All devices receive these layers once. Where the host is deployed on unknown populations, they lie
+    between the host's and the fine-tuned ones.
     """
-    host = _personalised(finetune_adaptive(problem)).host
-    return _edit_fixed(problem, "persona_tuned", problem.split.adapt, host)
+    tuned = (finetune_interpolated if populations(problem) else finetune_adaptive)(problem)
+    trained = _edit_fixed(problem, "persona_tuned", problem.split.adapt, _personalised(tuned).host)
+    trained.chosen = tuned.chosen
+    return trained
 
 
 def _edit_fixed(problem: Problem, name: str, devices: Devices, host: Host | None = None) -> Trained:
