@@ -33,7 +33,7 @@ from persona.device import Device, DeviceBundle  # noqa: E402
 from persona.device.bundle import GRAPH, HEADER, open_graph  # noqa: E402
 from persona.edit_format import decode_edit, encode_edit  # noqa: E402
 from persona.editor import EditorConfig, ParameterEditor  # noqa: E402
-from persona.edits import Edit  # noqa: E402
+from persona.edits import DenseEdit, Edit  # noqa: E402
 from persona.export import DeviceModel, onnx_graph, write_device_bundle  # noqa: E402
 from persona.storage import write_json  # noqa: E402
 from recsys import export as recsys_export  # noqa: E402
@@ -88,7 +88,7 @@ def random_edit(layers: AdaptiveLayers, host: str) -> bytes:
     flat = torch.randn(1, sum(spec.parameters for spec in specs), generator=torch.Generator().manual_seed(1))
     edit = Edit.from_flat(flat, specs, host)
     small = {
-        name: type(layer)(
+        name: DenseEdit(
             bias=None if layer.bias is None else 0.05 * scales[name] * layer.bias,
             weight=0.05 * scales[name] * layer.dense().weight,
         )
