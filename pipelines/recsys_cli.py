@@ -125,14 +125,20 @@ def evaluate(
 @app.command(epilog="Example:  persona recsys release --work work")
 @with_settings
 def release(
-    given: dict[str, Any], work: WorkOption = WORK, config: ConfigOption = None, as_json: console.JsonOption = False
+    given: dict[str, Any],
+    work: WorkOption = WORK,
+    config: ConfigOption = None,
+    item_table: Annotated[
+        str, typer.Option(help="How the service keeps items: float32, int8, int4; chosen by their number by default.")
+    ] = "",
+    as_json: console.JsonOption = False,
 ) -> None:
     """Pack host, editor and prototypes into a bundle, register it in MLflow, and call it the candidate."""
     steps, out = start(as_json)
     space = workspace(work)
     settings = space.settings(given, config)
     with epochs(settings) as on_epoch:
-        released = steps.release(settings, space, on_epoch)
+        released = steps.release(settings, space, on_epoch, item_table)
     show.released(released, out)
     out.result(released)
 

@@ -197,8 +197,11 @@ class Released:
     prototypes: int = 0
 
 
-def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> Released:
-    """Pack host, editor and the bank at the head of their lineage; register the bundle and call it the candidate."""
+def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None, item_table: str = "") -> Released:
+    """Pack host, editor and the bank at the head of their lineage; register the bundle and call it the candidate.
+
+    ``item_table`` is how a service keeps the items, as in ``Recommender.compile``.
+    """
     tracking.connect(EXPERIMENT)
     with tracking.run("release", tags={"step": "release"}):
         tracking.log_params(config.as_dict())
@@ -209,7 +212,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         measured = {name: measure(problem, name) for name in ("host", method)}
         metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
         recommender = _pack(train_method(method, problem), data, config, metrics, work)
-        recommender.compile().save(work.bundle)
+        recommender.compile(item_table).save(work.bundle)
         tracking.log_metrics_batch(metrics)
         tags = {
             "host": config.host,

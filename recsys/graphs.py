@@ -1,4 +1,7 @@
-"""The compiled graphs of a bundle and its edit tables, ready to run: what ``recsys.compiled`` makes, without torch.
+"""The compiled graphs of a bundle and its tables, ready to run: what ``recsys.compiled`` makes, without torch.
+
+A catalogue is ranked within the graph, or, where there are item tables, in blocks outside of it (see ``recsys.retrieval``): memory
+is bounded then, and the tables can be quantised.
 
 Shapes: B histories, T context length, V items, L layers, d code width, P entries of a flat edit.
 """
@@ -7,15 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from persona.cloud import EditTables
-from persona.errors import ConfigError
+from persona.errors import ConfigError, FormatError
+from recsys.quantised import Vectors, from_bytes
+from recsys.retrieval import ExactIndex
 
-EDIT, RANK, TABLES = "edit.onnx", "rank.onnx", "tables.safetensors"
+EDIT, RANK, TABLES, ITEM_TABLES = "edit.onnx", "rank.onnx", "tables.safetensors", "items.safetensors"
+# Names within the file of item tables: (V + 1, d) embeddings that histories are looked up in, (V, d) vectors to be ranked.
+EMBEDDINGS, VECTORS = "embeddings", "vectors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,10 @@ class CompiledModel:
         self._rank = _session(files[RANK])
         self._edit = _session(files[EDIT]) if EDIT in files else None
         self.tables = EditTables.from_bytes(files[TABLES]) if TABLES in files else None
+        self._embeddings: Vectors | None = None
+        self._index: ExactIndex | None = None
+        if ITEM_TABLES in files:
+            self._embeddings, self._index = _item_tables(files[ITEM_TABLES])
         self._size = {entry.name: entry.shape for entry in self._rank.get_inputs()}["edit"][1]
 
     def inputs(self, known: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
@@ -67,7 +79,15 @@ class CompiledModel:
         """
         if self._edit is None:
             raise ConfigError("this bundle is a host without an editor, so it makes no edits: release one with it")
-        return Contexts(*self._edit.run(None, dict(inputs)))
+        return Contexts(*self._edit.run(None, self._feed(inputs)))
+
+    def _feed(self, inputs: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        """What the graphs read: items, or the rows of the table that they stand for, (B, T, d)."""
+        if self._embeddings is None:
+            return dict(inputs)
+        items = inputs["items"]
+        history = self._embeddings.rows(items.ravel()).reshape(*items.shape, -1)
+        return {"history": history, "lengths": inputs["lengths"]}
 
     def rank(
         self, inputs: Mapping[str, NDArray[np.int64]], edits: NDArray[np.float32] | None, best: int, *, whole: bool
@@ -82,6 +102,10 @@ class CompiledModel:
         """
         if edits is None:
             edits = np.zeros((len(inputs["lengths"]), self._size), dtype=np.float32)
+        if self._index is not None:
+            users = self._rank.run(["users"], {**self._feed(inputs), "edit": edits})[0]
+            scores, rows = self._index.search(users, best)
+            return scores, rows + 1, self._index.scores(users) if whole else None
         names = ["best", "positions", "scores"] if whole else ["best", "positions"]
         found = self._rank.run(names, {**inputs, "edit": edits, "k": np.array([best], dtype=np.int64)})
         return found[0], found[1] + 1, found[2] if whole else None
@@ -96,6 +120,13 @@ class CompiledModel:
         whole = self.rank(inputs, edits, 1, whole=True)[2]
         assert whole is not None
         return np.concatenate([np.array([-np.inf], dtype=np.float32), whole[0]]), norm
+
+
+def _item_tables(data: bytes) -> tuple[Vectors, ExactIndex]:
+    tables = from_bytes(data)
+    if set(tables) != {EMBEDDINGS, VECTORS} or len(tables[EMBEDDINGS]) != len(tables[VECTORS]) + 1:
+        raise FormatError("the item tables do not fit together: release the bundle again")
+    return tables[EMBEDDINGS], ExactIndex(tables[VECTORS])
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:

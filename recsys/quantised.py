@@ -145,6 +145,34 @@ def as_table(values: FloatArray, kind: str) -> Vectors:
     return _quantised(values, BITS[kind])
 
 
+def to_bytes(tables: Mapping[str, Vectors]) -> bytes:
+    """Named tables as one safetensors message."""
+    from safetensors.numpy import save
+
+    parts = {f"{name}/{part}": t for name, table in tables.items() for part, t in table.tensors().items()}
+    return save({name: np.ascontiguousarray(tensor) for name, tensor in parts.items()})
+
+
+def from_bytes(data: bytes) -> dict[str, Vectors]:
+    """Inverse of ``to_bytes``.
+
+    Raises:
+        FormatError: the message is damaged, or its parts make no tables.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        parts = load(data)
+    except (SafetensorError, ValueError) as error:
+        raise FormatError(f"the item tables are damaged ({error}): release the bundle again") from error
+    named: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, tensor in parts.items():
+        table, _, part = name.partition("/")
+        named.setdefault(table, {})[part] = tensor
+    return {table: from_tensors(tensors) for table, tensors in named.items()}
+
+
 def from_tensors(tensors: Mapping[str, NDArray[Any]]) -> Vectors:
     """Inverse of ``tensors``.
 

@@ -256,11 +256,18 @@ class Recommender:
             return self.model.editor.bounded(self.model.editor.unbounded(codes)), [None] * len(codes)
         return self.server.edit(codes, level), self.server.assign(codes).tolist()
 
-    def compile(self) -> Recommender:
-        """Make what a service runs, and keep that with the bundle; takes some seconds. Single answers are faster with it."""
+    def compile(self, item_table: str = "") -> Recommender:
+        """Make what a service runs, and keep that with the bundle; takes some seconds. Single answers are faster with it.
+
+        Args:
+            item_table: ``float32``, ``int8`` or ``int4`` keeps the items in tables beside the graphs, and ranks them in blocks;
+                by default only large catalogues are, in float32 (see ``recsys.compiled.compile_model``).
+        """
         from recsys.compiled import compile_model  # the exporter is loaded at release alone
 
-        self.compiled = CompiledModel(compile_model(self.model, self.bank), self.model.host.config.max_length)
+        self.compiled = CompiledModel(
+            compile_model(self.model, self.bank, item_table), self.model.host.config.max_length
+        )
         return self
 
     @torch.no_grad()

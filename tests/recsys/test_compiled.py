@@ -13,9 +13,10 @@ import torch
 from persona.editor import EditorConfig, ParameterEditor
 from persona.errors import ConfigError, DataError, FormatError, MismatchError
 from persona.prototypes import fit_bank
-from recsys.graphs import EDIT, RANK, TABLES
+from recsys.graphs import EDIT, ITEM_TABLES, RANK, TABLES, CompiledModel
 from recsys.hosts import HostConfig, make_host
 from recsys.personalised import Personalised
+from recsys.quantised import FloatTable, to_bytes
 from recsys.recommender import Recommender
 from recsys.serving import FOLDER, NO_BANK, NO_EDITOR, NO_ITEM, Ask, CompiledRecommender
 
@@ -41,21 +42,22 @@ def recommender(kind, *, editor=True, bank=True):
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    """The bundle of a kind of host, compiled once."""
+    """The bundle of a kind of host, compiled once; ``sasrec+int8`` keeps its items in tables of 8 bits."""
 
     @cache
     def compiled_once(kind):
         folder = tmp_path_factory.mktemp("bundle") / "bundle"
-        recommender(kind).compile().save(folder)
+        host, _, table = kind.partition("+")
+        recommender(host).compile(table).save(folder)
         return folder
 
     return compiled_once
 
 
-@pytest.fixture(scope="module", params=["gru4rec", "sasrec", "din"])
+@pytest.fixture(scope="module", params=["gru4rec", "sasrec", "din", "sasrec+float32", "gru4rec+float32"])
 def pair(request, folder_of):
     """The same bundle, eager and compiled, the latter after a way through its folder."""
-    return recommender(request.param), folder_of(request.param)
+    return recommender(request.param.partition("+")[0]), folder_of(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +212,38 @@ def test_single_answers_of_the_recommender_use_the_graphs(pair):
         assert [item.item_id for item in one.items] == [item.item_id for item in two.items]
         assert [i.score for i in one.items] == pytest.approx([i.score for i in two.items], abs=1e-4)
         assert one.edit_norm == pytest.approx(two.edit_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("table", ["int8", "int4"])
+def test_quantised_tables_are_small_and_answer_nearly_alike(folder_of, table):
+    exact, small = (CompiledRecommender.load(folder_of(f"sasrec+{kind}")) for kind in ("float32", table))
+    sizes = [len(c.model.files[ITEM_TABLES]) for c in (exact, small)]
+    assert sizes[1] < sizes[0]
+    asks = [Ask(h, k=20, level="host") for h in histories(30)]
+    pairs = list(zip(exact.recommend(asks), small.recommend(asks), strict=True))
+    overlap = np.mean([len(set(a.items) & set(b.items)) / 20 for a, b in pairs])
+    spread = np.std([score for a, _ in pairs for score in a.scores])
+    error = np.abs([a.scores[0] - b.scores[0] for a, b in pairs]).max()
+    assert overlap > {"int8": 0.9, "int4": 0.5}[table]
+    assert 0 < error < {"int8": 0.1, "int4": 1.0}[table] * spread
+
+
+def test_a_catalogue_too_large_for_the_graph_is_kept_in_tables(monkeypatch, folder_of, tmp_path):
+    monkeypatch.setattr("recsys.compiled.IN_GRAPH", ITEMS - 1)
+    recommender("gru4rec").compile().save(tmp_path / "bundle")
+    made = CompiledRecommender.load(tmp_path / "bundle")
+    assert ITEM_TABLES in made.model.files
+    asks = [Ask(h, k=5, level=level) for h, level in zip(histories(4), LEVELS, strict=True)]
+    within = CompiledRecommender.load(folder_of("gru4rec")).recommend(asks)
+    assert [a.items for a in made.recommend(asks)] == [a.items for a in within]
+
+
+def test_tables_that_make_no_sense_are_refused(folder_of, tmp_path):
+    with pytest.raises(ConfigError, match="'int8'"):
+        recommender("sasrec").compile("int9")
+    with pytest.raises(ConfigError, match="no item table to search"):
+        recommender("din").compile("int8")
+    files = dict(CompiledRecommender.load(folder_of("sasrec+float32")).model.files)
+    for damaged in (files[ITEM_TABLES][:50], to_bytes({"vectors": FloatTable(np.zeros((3, 8), dtype=np.float32))})):
+        with pytest.raises(FormatError, match="release the bundle again"):
+            CompiledModel({**files, ITEM_TABLES: damaged}, LENGTH)
