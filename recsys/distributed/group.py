@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -59,7 +60,7 @@ def ensure() -> Ranks:
     return current()
 
 
-def _meeting(patience: timedelta) -> tuple[dist.Store, int, int]:
+def _meeting(patience: timedelta) -> tuple[Any, int, int]:
     """Where the processes leave their addresses for each other, this one's rank, and how many there are.
 
     The store of torchrun outlives a restart, so that a process could find the address of one that was killed: what belongs to
