@@ -127,7 +127,7 @@ def test_devices_live_through_their_day(simulate, tmp_path):
 def test_devices_take_up_a_newer_bank(simulate, tmp_path):
     made, data = recommender("gru4rec"), _days()
     export_recommender(made, tmp_path / "bundle", policy=fit_request_policy(made, data, 0.5))
-    codes = made.codes(made.context([[f"i{n}"] for n in range(1, 21)]))
+    codes = made.codes(made.context_of([[f"i{n}"] for n in range(1, 21)])).detach()
     made = Recommender(made.model, made.item_ids, made.titles, bank=fit_bank(made.model.editor, codes, 3).bank)
     bundle, cloud = DeviceBundle.load(tmp_path / "bundle"), _Cloud(made, tmp_path / "bank")
     assert bundle.bank.version != made.bank.version
