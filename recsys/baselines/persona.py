@@ -76,7 +76,7 @@ def candidates(problem: Problem) -> dict[str, Callable[[Problem], Trained]]:
     Where the protocol keeps later rows apart, an editor learns from them. Where it keeps none, rows have to be taken from the
     host, which may cost more than the edits bring, so that learning together with a host that sees all rows is tried, too.
     """
-    modes = {"held_back": train_held_back, "cross_fitted": train_cross_fitted}
+    modes: dict[str, Callable[[Problem], Trained]] = {"held_back": train_held_back, "cross_fitted": train_cross_fitted}
     return modes if len(problem.split.adapt) else {**modes, "joint": train_joint}
 
 
