@@ -86,7 +86,7 @@ class QuantisedTable:
 
     Attributes:
         codes: (V, d) uint8; with 4 bits (V, (d + 1) // 2), two numbers a byte, the lower half first.
-        scale: (V,) float16.
+        scale: (V,) float16, the step between two codes; 1 where it would be too small for float16, and the row one number.
         low: (V,) float16, the minimum of every row.
         bits: 8 or 4.
         width: d.
