@@ -2,8 +2,9 @@
 
 A host with a sharded table is trained by ``torchrun --max-restarts`` on a small synthetic log, with a checkpoint every few steps.
 Once it is left alone; then, run by run, one of its workers, drawn at random, gets SIGKILL at a moment drawn from as long as the
-undisturbed run took: while it starts, reads, trains, validates, or writes a checkpoint. All checkpoints that are left in the end
-have to have the same bytes.
+undisturbed run took: while it starts, reads, trains, validates, or writes a checkpoint. The checkpoints that are left in the end
+have to be the same ones, with the same bits in every tensor of model and optimizers. (Which rank's file a tensor that all ranks
+have is written to is up to torch.distributed.checkpoint.)
 
     python -m benchmarks.kills --kills 20 --a-run 5
 """
@@ -21,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from safetensors.numpy import load_file
 
 from persona import runtime
 
@@ -99,15 +102,18 @@ def train(work: Path, kills: int, draw: random.Random, span: float) -> list[dict
     return hits
 
 
-def contents(work: Path) -> dict[str, str]:
-    """What the checkpoints of a finished training hold; how long it took does not count."""
-    found = {}
+def contents(work: Path) -> list[tuple[str, ...]]:
+    """What the checkpoints of a finished training hold: tensors, whichever rank's file they are in, and headers but for times."""
+    found = []
     for path in sorted(work.rglob("checkpoints/[0-9]*/*")):
-        data = path.read_bytes()
         if path.name == "header.json":
-            data = json.dumps({k: v for k, v in json.loads(data).items() if k != "seconds"}).encode()
-        found[f"{path.parent.name}/{path.name}"] = hashlib.sha256(data).hexdigest()
-    return found
+            header = json.loads(path.read_text())
+            found.append((path.parent.name, path.name, json.dumps({k: v for k, v in header.items() if k != "seconds"})))
+            continue
+        for name, values in load_file(path).items():
+            kind = f"{name} {values.dtype} {values.shape}"
+            found.append((path.parent.name, kind, hashlib.sha256(values.tobytes()).hexdigest()))
+    return sorted(found)
 
 
 def main() -> None:
@@ -126,7 +132,7 @@ def main() -> None:
         train(work, 0, draw, 0)
         span = time.monotonic() - started
         expected, left = contents(work), options.kills
-        print(f"undisturbed: {span:.0f} s, {len(expected)} files in its checkpoints", flush=True)
+        print(f"undisturbed: {span:.0f} s, {len(expected)} tensors and headers in its checkpoints", flush=True)
         while left > 0:
             work = shutil.copytree(root / "prepared", root / f"run{len(runs)}")
             hits = train(work, min(options.a_run, left), draw, span)
