@@ -95,7 +95,10 @@ def train(work: Path, kills: int, draw: random.Random, span: float) -> list[dict
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             rank = draw.randrange(PROCESSES)
-            os.kill(alive[rank], signal.SIGKILL)
+            try:
+                os.kill(alive[rank], signal.SIGKILL)
+            except ProcessLookupError:  # it has just come to its end by itself
+                continue
             hits.append({"after": round(seconds, 1), "worker": rank, "checkpoint": newest(work)})
     if process.wait():
         raise RuntimeError(f"the training did not come to an end: {(work / 'log').read_text()[-2000:]}")
