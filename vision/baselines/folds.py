@@ -111,10 +111,11 @@ def choose(problem: Problem, choices: Iterable[Choice], make: Callable[[Host, Ch
     Where the host is deployed on unknown populations, those of each known one are judged over the host that left it out.
     """
     folds = population_folds(problem)
-    views = [(f.host, f.validation) for f in folds] or [(problem.base_host(), problem.validation)]
+    pairs = [(f.host, f.validation) for f in folds] or [(problem.base_host(), problem.validation)]
+    views = [(host, view.cached(problem.features_of(host))) for host, view in pairs]
 
     def score(choice: Choice) -> float:
-        found = [view.cached(problem.features_of(host)).run(make(host, choice)) for host, view in views]
+        found = [view.run(make(host, choice)) for host, view in views]
         return float(np.mean([evaluated.summary[problem.config.monitor] for evaluated in found]))
 
     scores = {choice: score(choice) for choice in choices}
