@@ -65,10 +65,7 @@ class CodeSample:
                 f"codes, users and events have {len(codes)}, {len(users)} and {len(events)} rows: give one each"
             )
         found = priorities(users, events, seed)
-        kept = torch.argsort(found, stable=True)
-        fresh = torch.ones(len(kept), dtype=torch.bool)
-        fresh[1:] = found[kept[1:]] != found[kept[:-1]]
-        kept = kept[fresh][:size]
+        kept = _lowest(found, size)
         codes = codes.detach()[kept].clone()
         if not bool(torch.isfinite(codes).all()):
             raise DataError("some codes are not finite: leave out the contexts that made them")
@@ -91,10 +88,7 @@ def merge_samples(shards: Sequence[CodeSample]) -> CodeSample:
     if len({(s.size, s.seed, s.codes.shape[1:]) for s in shards}) != 1:
         raise MismatchError("samples merge only if their size, seed and codes agree: draw all shards alike")
     found = torch.cat([s.priorities for s in shards])
-    order = torch.argsort(found, stable=True)
-    fresh = torch.ones(len(order), dtype=torch.bool)
-    fresh[1:] = found[order[1:]] != found[order[:-1]]
-    order = order[fresh][: shards[0].size]
+    order = _lowest(found, shards[0].size)
     users, codes = torch.cat([s.users for s in shards]), torch.cat([s.codes for s in shards])
     return CodeSample(found[order], users[order], codes[order], shards[0].size, shards[0].seed)
 
@@ -105,6 +99,14 @@ def priorities(users: Tensor, events: Tensor, seed: int) -> Tensor:
     for part in (users, events):
         mixed = _mix(mixed ^ part.cpu().numpy().astype(np.int64).view(np.uint64))
     return torch.from_numpy((mixed >> np.uint64(1)).view(np.int64))
+
+
+def _lowest(found: Tensor, size: int) -> Tensor:
+    """Rows of the ``size`` lowest of ``found`` (N,), rising; of equal ones the first alone."""
+    order = torch.argsort(found, stable=True)
+    fresh = torch.ones(len(order), dtype=torch.bool)
+    fresh[1:] = found[order[1:]] != found[order[:-1]]
+    return order[fresh][:size]
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
