@@ -81,7 +81,7 @@ class DeviceBank:
                 f"{source} was made for the host {str(header.get('host'))[:12]}, not for {host[:12]}: fetch the bank of "
                 "this host"
             )
-        check_version(files, str(header.get("version")), source)
+        _check_version(header, parts, str(header.get("version")), source)
         prototypes = decode_edits(files[PROTOTYPES], layers, host, source, len(parts.get("members", ())))
         directions = decode_edits(files[BASIS], layers, host, source, len(parts.get("energy", ())))
         return cls(header["version"], host, tuple(layers), region, prototypes, directions)
@@ -182,7 +182,10 @@ def check_version(files: Mapping[str, bytes], version: str, source: str) -> None
     Raises:
         FormatError: a file is missing, damaged, exchanged or of another release.
     """
-    header, parts = _contents(files, source)
+    _check_version(*_contents(files, source), version, source)
+
+
+def _check_version(header: Mapping[str, Any], parts: Arrays, version: str, source: str) -> None:
     settings = {key: header.get(key) for key in ("host", "editor", "parent", "bound", "metadata")}
     if not len(parts.get("members", ())) or digest_json([digest_arrays(parts), settings]) != version:
         raise FormatError(f"{source} was changed or damaged after it was made: fetch it again")
