@@ -85,6 +85,7 @@ class Execution:
         self.module, self.trained, self.objective, self.config = module, trained, objective, config
         self.ranks = current()
         self.folder = None if folder is None else Path(folder)
+        self.stepped = trained
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.best: dict[str, Tensor] = {}
         self._found: Checkpoint | None = None
@@ -121,9 +122,9 @@ class Execution:
         return self.objective.part(batch, self.ranks)
 
     def update(self) -> None:
-        """Take the step that the gradients of all ranks ask for."""
-        self.ranks.mean_gradients(self.trained)
-        nn.utils.clip_grad_norm_(self.trained, self.config.clip)
+        """Take the step that the gradients of all ranks ask for; what is no parameter of the optimizer takes its own."""
+        self.ranks.mean_gradients(self.stepped)
+        nn.utils.clip_grad_norm_(self.stepped, self.config.clip)
         self.optimizer.step()
 
     def keep_best(self) -> None:

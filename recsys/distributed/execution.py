@@ -118,12 +118,12 @@ class ShardedExecution(Execution):
         assert isinstance(objective, RowObjective)
         self.model, self.rows = module, objective
         table = tables.parameter(module.host)
-        self.dense = [p for p in trained if p is not table]
+        dense = [p for p in trained if p is not table]
         if not tables.is_sharded(module.host):
             tables.shard(module.host, learning_rate)
         tables.forget_optimizer(module.host)
-        super().__init__(module, self.dense, objective, config, folder)
-        self.trained = [*self.dense, tables.parameter(module.host)]
+        super().__init__(module, dense, objective, config, folder)
+        self.trained = [*dense, tables.parameter(module.host)]
         self._temporary = tempfile.TemporaryDirectory() if folder is None and self.ranks.main else None
         if folder is None:
             self.folder = Path(self.ranks.agree(self._temporary.name if self._temporary else ""))
@@ -152,12 +152,6 @@ class ShardedExecution(Execution):
                 yield loss
         finally:
             pipeline.detach()
-
-    def update(self) -> None:
-        """Take the step of the dense part; the table has taken its own."""
-        self.ranks.mean_gradients(self.dense)
-        nn.utils.clip_grad_norm_(self.dense, self.config.clip)
-        self.optimizer.step()
 
     def keep_best(self) -> None:
         """The checkpoint that is written next is that of the best weights."""
