@@ -34,7 +34,7 @@ from pipelines.recsys_steps import EXPERIMENT, OnEpoch, load_recommender
 from pipelines.registry import Registered
 from pipelines.workspace import Workspace
 from recsys.bank import BankConfig, FittedBank, Notify, evaluate_levels, fit_prototypes
-from recsys.baselines import Problem, chosen_mode, train_method
+from recsys.baselines import Problem, train_configured
 from recsys.config import RecsysConfig
 from recsys.evaluation import Evaluated, Evaluation
 from recsys.metrics import metric_name
@@ -93,7 +93,7 @@ def prototypes(
         tracking.log_params(config.as_dict() | {f"bank.{name}": value for name, value in asdict(settings).items()})
         data = work.data()
         problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
-        model = train_method(f"persona_{chosen_mode(problem)}", problem).scorer
+        model = train_configured(problem)[1].scorer
         assert isinstance(model, Personalised)
         fitted = fit_prototypes(problem, model, settings, notify)
         tracking.log_metrics_batch({f"validation/{config.monitor}_{level}": v for level, v in fitted.levels.items()})

@@ -24,7 +24,7 @@ from persona.training import FitResult
 from pipelines import cells, figures, processes, recsys_snapshots, registry, snapshots, tracking
 from pipelines.workspace import Workspace
 from recsys.bank import served_bank
-from recsys.baselines import METHODS, Problem, Trained, chosen_mode, measure, train_method
+from recsys.baselines import METHODS, Problem, Trained, measure, train_configured
 from recsys.config import RecsysConfig
 from recsys.log.streaming import PreparedLog
 from recsys.metrics import metric_name
@@ -120,8 +120,8 @@ def edit(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None)
     """Train the parameter editor in the mode of the settings (and its host, if it is not there yet)."""
 
     def train(problem: Problem) -> tuple[str, FitResult]:
-        name = f"persona_{chosen_mode(problem)}"
-        return name, train_method(name, problem).result
+        mode, trained = train_configured(problem)
+        return f"persona_{mode}", trained.result
 
     return _train_step("edit", config, work, train, on_epoch)
 
@@ -207,11 +207,11 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         tracking.log_params(config.as_dict())
         data = work.data()
         problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
-        mode = chosen_mode(problem)
+        mode, trained = train_configured(problem)
         method = f"persona_{mode}"
         measured = {name: measure(problem, name) for name in ("host", method)}
         metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
-        recommender = _pack(train_method(method, problem), data, config, metrics, work)
+        recommender = _pack(trained, data, config, metrics, work)
         recommender.compile(item_table).save(work.bundle)
         tracking.log_metrics_batch(metrics)
         tags = {

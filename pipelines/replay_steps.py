@@ -11,7 +11,7 @@ from persona.storage import write_json
 from pipelines import replay_figures, tracking
 from pipelines.recsys_steps import EXPERIMENT
 from pipelines.workspace import Workspace
-from recsys.baselines import Problem, chosen_mode, train_method
+from recsys.baselines import Problem, train_configured
 from recsys.baselines.prototypes import SIZES, best_bank
 from recsys.config import RecsysConfig
 from recsys.metrics import metric_name
@@ -49,7 +49,7 @@ def replay(
     with tracking.run(f"replay {stream.scenario}", tags={"step": "replay", "scenario": stream.scenario}):
         tracking.log_params({**config.as_dict(), "replay": asdict(stream)})
         problem = Problem(work.data(), config, folder=work.cells)
-        model = train_method(f"persona_{chosen_mode(problem)}", problem).scorer
+        model = train_configured(problem)[1].scorer
         assert isinstance(model, Personalised)
         bank = best_bank(problem, model, (prototypes,) if prototypes else SIZES)
         found = report(replay_stream(problem, model, bank, stream, on_window))

@@ -15,8 +15,8 @@ from recsys.baselines.duet import train_duet
 from recsys.baselines.finetune import finetune_adaptive, finetune_all
 from recsys.baselines.host import train_host, train_longer
 from recsys.baselines.persona import (
-    chosen_mode,
     refresh_host,
+    train_configured,
     train_cross_fitted,
     train_frozen,
     train_held_back,
@@ -83,4 +83,4 @@ def measure(problem: Problem, method: str) -> Measured:
     return measured
 
 
-__all__ = ["METHODS", "Problem", "Trained", "chosen_mode", "measure", "train_method"]
+__all__ = ["METHODS", "Problem", "Trained", "measure", "train_configured", "train_method"]

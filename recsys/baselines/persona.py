@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from persona.training import FitResult
 from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes, all_bytes
-from recsys.config import MODES
 from recsys.hosts import Host
 from recsys.objectives import CrossFitted, RowObjective
 from recsys.personalised import Personalised
@@ -70,21 +69,23 @@ def train_selected(problem: Problem) -> Trained:
     return trained[best]
 
 
+def train_configured(problem: Problem) -> tuple[str, Trained]:
+    """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
+    mode = problem.config.mode
+    if mode == "auto":
+        trained = train_selected(problem)
+        return next(name for name in candidates(problem) if name in trained.chosen), trained
+    return mode, TRAINERS[mode](problem)
+
+
 def candidates(problem: Problem) -> dict[str, Callable[[Problem], Trained]]:
     """The modes that ``auto`` tries, by name.
 
     Where the protocol keeps later rows apart, an editor learns from them. Where it keeps none, rows have to be taken from the
     host, which may cost more than the edits bring, so that learning together with a host that sees all rows is tried, too.
     """
-    modes: dict[str, Callable[[Problem], Trained]] = {"held_back": train_held_back, "cross_fitted": train_cross_fitted}
-    return modes if len(problem.split.adapt) else {**modes, "joint": train_joint}
-
-
-def chosen_mode(problem: Problem) -> str:
-    """The mode of the settings; for ``auto`` the one that validation prefers, all of which are trained then."""
-    if problem.config.mode != "auto":
-        return problem.config.mode
-    return next(mode for mode in MODES if mode in train_selected(problem).chosen)
+    modes = ["held_back", "cross_fitted"] if len(problem.split.adapt) else ["held_back", "cross_fitted", "joint"]
+    return {mode: TRAINERS[mode] for mode in modes}
 
 
 def train_frozen(problem: Problem) -> Trained:
@@ -98,6 +99,14 @@ def train_joint(problem: Problem) -> Trained:
     model = Personalised(host, problem.new_editor(host), edit_dropout=problem.config.edit_dropout)
     result = problem.train("persona_joint", model, model.parameters(), problem.everything)
     return Trained(model, adaptive_bytes(host), result)
+
+
+TRAINERS: dict[str, Callable[[Problem], Trained]] = {
+    "held_back": train_held_back,
+    "cross_fitted": train_cross_fitted,
+    "joint": train_joint,
+    "frozen": train_frozen,
+}
 
 
 def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Trained:

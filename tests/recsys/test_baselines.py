@@ -10,7 +10,7 @@ import torch
 from persona.comparison import Measured, compare
 from persona.errors import ConfigError
 from persona.storage import read_json
-from recsys.baselines import METHODS, Problem, chosen_mode, measure, train_method
+from recsys.baselines import METHODS, Problem, measure, train_configured, train_method
 from recsys.baselines.base import FLOAT_BYTES
 from recsys.baselines.persona import PARTS
 from recsys.baselines.prototypes import training_codes
@@ -152,8 +152,10 @@ def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
     }
     best = max(values, key=values.get).removeprefix("persona_")
     assert trained["persona"].chosen == {best: 1.0, "prototypes": trained["persona"].chosen["prototypes"]}
-    assert chosen_mode(problem) == best
-    assert chosen_mode(problem.with_config(replace(SMALL, mode="joint"))) == "joint"
+    mode, served = train_configured(problem)
+    assert mode == best
+    assert same(parameters(served.scorer), parameters(trained[f"persona_{best}"].scorer))
+    assert train_configured(problem.with_config(replace(SMALL, mode="joint")))[0] == "joint"
     assert trained["persona"].refresh_bytes <= 64
 
 
