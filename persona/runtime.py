@@ -2,12 +2,17 @@
 
 With several OpenMP threads and any other busy process, libgomp's spinning barrier makes each parallel region cost
 milliseconds; passive waiting and one thread per process remove that. Importing ``persona`` sets the environment (only where
-the user has not), ``configure`` sets the number of threads.
+the user has not), ``configure`` sets the number of threads and how memory is taken.
 """
 
+import ctypes
 import os
+import platform
 
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+# Parameters of mallopt(3), as glibc's <malloc.h> numbers them.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def set_environment() -> None:
@@ -28,3 +33,16 @@ def configure(threads: int = 1) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have malloc use large blocks again instead of giving them back to the system; elsewhere than on glibc do nothing.
+
+    The edits of a batch are tens of MB. Each block of that size would be mapped anew, and touching its pages for the first
+    time takes several times as long as filling them: an editor of DIN trains 1.6 times as fast with blocks used again.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
