@@ -25,7 +25,9 @@ print(torch.get_num_threads(), resident() - before)
 
 def kept(setup: str) -> tuple[int, int]:
     """Threads, and MiB that a process still has after a block of 256 MiB was freed."""
-    found = subprocess.run([sys.executable, "-c", CHECK.format(setup=setup)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", CHECK.format(setup=setup)], capture_output=True, text=True, check=True
+    )
     threads, memory = found.stdout.split()
     return int(threads), int(memory)
 
