@@ -125,7 +125,9 @@ def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Tra
 
 
 def _rows(problem: Problem, model: Personalised, rows: Positions) -> RowObjective:
-    model.host.requires_grad_(False)
+    for p in model.host.parameters():
+        if p.is_leaf:  # a table that lies in pieces is none, and is kept from learning where it is looked up
+            p.requires_grad_(False)
     objective = problem.objective(model, rows)
     assert isinstance(objective, RowObjective)  # an editor always learns from rows
     return objective

@@ -10,24 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys import evaluation
-from recsys.baselines import Problem
-from recsys.baselines.persona import train_held_back
+from recsys.baselines import Problem, train_configured
 from recsys.distributed import group
 from tests.recsys.toy import SMALL, walks
 
-# Hosts of all kinds, both ways to keep the table, dropout, and batches that no two processes can share equally.
+# Hosts of all kinds, all modes, both ways to keep the table, dropout, and batches that no two processes can share equally.
 CASES = {
-    "gru4rec": replace(SMALL, dropout=0.2, batch_size=33),
+    "gru4rec": replace(SMALL, mode="auto", dropout=0.2, batch_size=33),
     "sasrec": replace(
         SMALL,
         host="sasrec",
+        mode="cross_fitted",
         dropout=0.2,
         batch_size=33,
         table_optimizer="rowwise_adagrad",
         table_learning_rate=0.1,
     ),
-    "din": replace(SMALL, host="din", protocol="full", monitor="mrr", table_optimizer="rowwise_adagrad"),
-    "whole sequences": replace(SMALL, host="sasrec", sequences=True, negatives=8, batch_size=7),
+    "din": replace(
+        SMALL, mode="held_back", host="din", protocol="full", monitor="mrr", table_optimizer="rowwise_adagrad"
+    ),
+    "whole sequences": replace(SMALL, mode="held_back", host="sasrec", sequences=True, negatives=8, batch_size=7),
+    "joint": replace(SMALL, mode="joint", table_optimizer="rowwise_adagrad", table_learning_rate=0.1),
 }
 ROWS = 16  # of a block of evaluation, so that there are several, and not as many for each process
 
@@ -35,14 +38,15 @@ ROWS = 16  # of a block of evaluation, so that there are several, and not as man
 def answers(case, folder):
     """Host and editor trained, what came of it, and the bits of what they say on test rows."""
     problem = Problem(walks(), CASES[case], folder=folder)
-    trained = train_held_back(problem)
+    mode, trained = train_configured(problem)
     tested = problem.test.run(trained.scorer)
     sha = hashlib.sha256()
     for name in sorted(tested.per_user):
         sha.update(tested.per_user[name].tobytes())
     return {
-        "host": problem.host_results["host_early"].history,
-        "editor": trained.result.history,
+        "mode": mode,
+        "trainings": {name: result.history for name, result in problem.host_results.items()}
+        | {"editor": trained.result.history},
         "digest": trained.scorer.host.digest(),
         "tested": tested.summary,
         "bits": sha.hexdigest(),
