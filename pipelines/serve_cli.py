@@ -28,6 +28,14 @@ def serve(
     deadline_ms: Annotated[
         int, typer.Option(help="Milliseconds a request may wait if it does not say so itself.", min=1, max=60_000)
     ] = 1000,
+    index: Annotated[
+        str,
+        typer.Option(
+            help="Find the best items of a large catalogue by this faiss index, as IVF4096,Flat or HNSW32: faster, and not all "
+            "are found. Needs `pip install faiss-cpu` and a bundle released with --item-table. Default: exact."
+        ),
+    ] = "",
+    probes: Annotated[int, typer.Option(help="Lists that an IVF index looks into: more find more.", min=1)] = 32,
     drain: Annotated[
         float, typer.Option(help="Seconds of denied readiness before the end, for a load balancer to notice.", min=0)
     ] = 0.0,
@@ -41,6 +49,7 @@ def serve(
     from pipelines.serving.server import run
     from pipelines.serving.sources import source_of
     from pipelines.serving.tasks import task_of
+    from recsys.retrieval import IndexConfig
 
     if port_taken(port):
         raise ConfigError(f"port {port} is taken by another program: persona serve --port {free_port(port)}")
@@ -53,7 +62,7 @@ def serve(
         api_keys=() if api_keys is None else read_api_keys(api_keys),
     )
     source = source_of(model)
-    service = Service(task_of(source), source, config)
+    service = Service(task_of(source, IndexConfig(index, probes)), source, config)
     return run(service, host, port)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from persona.cloud import EditTables
 from persona.errors import ConfigError, FormatError
 from recsys.quantised import Vectors, from_bytes
-from recsys.retrieval import ExactIndex
+from recsys.retrieval import EXACT, ExactIndex, Index, IndexConfig
 
 EDIT, RANK, TABLES, ITEM_TABLES = "edit.onnx", "rank.onnx", "tables.safetensors", "items.safetensors"
 # Names within the file of item tables: (V + 1, d) embeddings that histories are looked up in, (V, d) vectors to be ranked.
@@ -45,20 +45,31 @@ class CompiledModel:
     Args:
         files: what ``recsys.compiled.compile_model`` returned.
         length: T.
+        index: how the best items are found where there are item tables.
 
     Attributes:
         tables: of the editor, ``None`` if the bundle is a host alone.
+
+    Raises:
+        ConfigError: an index is asked for, but items are ranked within the graph.
     """
 
-    def __init__(self, files: Mapping[str, bytes], length: int) -> None:
+    def __init__(self, files: Mapping[str, bytes], length: int, index: IndexConfig = EXACT) -> None:
         self.files, self.length = dict(files), length
         self._rank = _session(files[RANK])
         self._edit = _session(files[EDIT]) if EDIT in files else None
         self.tables = EditTables.from_bytes(files[TABLES]) if TABLES in files else None
         self._embeddings: Vectors | None = None
-        self._index: ExactIndex | None = None
+        self._exact: ExactIndex | None = None
+        self._index: Index | None = None
         if ITEM_TABLES in files:
-            self._embeddings, self._index = _item_tables(files[ITEM_TABLES])
+            self._embeddings, vectors = _item_tables(files[ITEM_TABLES])
+            self._exact, self._index = ExactIndex(vectors), index.index(vectors)
+        elif index.factory:
+            raise ConfigError(
+                f"this bundle ranks its items within the graph, where no {index.factory} can help: "
+                "release it with --item-table float32, or serve it without --index"
+            )
         self._size = {entry.name: entry.shape for entry in self._rank.get_inputs()}["edit"][1]
 
     def inputs(self, known: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
@@ -97,15 +108,15 @@ class CompiledModel:
         Args:
             inputs: of ``inputs``.
             edits: (B, P) bounded; ``None`` for the host as it is.
-            best: how many, at most V.
+            best: how many, at most V; an index that finds fewer gives -inf to the rest.
             whole: whether the scores of all items are wanted; item i has column i - 1.
         """
         if edits is None:
             edits = np.zeros((len(inputs["lengths"]), self._size), dtype=np.float32)
-        if self._index is not None:
+        if self._index is not None and self._exact is not None:
             users = self._rank.run(["users"], {**self._feed(inputs), "edit": edits})[0]
             scores, rows = self._index.search(users, best)
-            return scores, rows + 1, self._index.scores(users) if whole else None
+            return scores, rows + 1, self._exact.scores(users) if whole else None
         names = ["best", "positions", "scores"] if whole else ["best", "positions"]
         found = self._rank.run(names, {**inputs, "edit": edits, "k": np.array([best], dtype=np.int64)})
         return found[0], found[1] + 1, found[2] if whole else None
@@ -122,11 +133,11 @@ class CompiledModel:
         return np.concatenate([np.array([-np.inf], dtype=np.float32), whole[0]]), norm
 
 
-def _item_tables(data: bytes) -> tuple[Vectors, ExactIndex]:
+def _item_tables(data: bytes) -> tuple[Vectors, Vectors]:
     tables = from_bytes(data)
     if set(tables) != {EMBEDDINGS, VECTORS} or len(tables[EMBEDDINGS]) != len(tables[VECTORS]) + 1:
         raise FormatError("the item tables do not fit together: release the bundle again")
-    return tables[EMBEDDINGS], ExactIndex(tables[VECTORS])
+    return tables[EMBEDDINGS], tables[VECTORS]
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:

@@ -8,6 +8,7 @@ Shapes: B queries, V items, d width, k best.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,6 +67,33 @@ class ExactIndex:
         return max(SMALLEST_BLOCK, BLOCK_NUMBERS // max(queries, self.vectors.width))
 
 
+@dataclass(frozen=True)
+class IndexConfig:
+    """How the best items are found.
+
+    Attributes:
+        factory: what faiss is to build (see ``FaissIndex``); empty for all items, block by block.
+        probes: lists that an ``IVF`` index looks into.
+
+    Raises:
+        ConfigError: probes below 1.
+    """
+
+    factory: str = ""
+    probes: int = 32
+
+    def __post_init__(self) -> None:
+        if self.probes < 1:
+            raise ConfigError(f"probes is {self.probes}, but an index has to look into at least one list")
+
+    def index(self, vectors: Vectors) -> Index:
+        """The index of ``vectors`` (V, d)."""
+        return FaissIndex(vectors, self.factory, self.probes) if self.factory else ExactIndex(vectors)
+
+
+EXACT = IndexConfig()
+
+
 class FaissIndex:
     """An approximate index, built in memory.
 
@@ -84,6 +112,7 @@ class FaissIndex:
 
     def __init__(self, vectors: Vectors, factory: str, probes: int = 1) -> None:
         faiss = _faiss()
+        faiss.omp_set_num_threads(1)
         self.width, self.count = vectors.width, len(vectors)
         try:
             self._index = faiss.index_factory(self.width, factory, faiss.METRIC_INNER_PRODUCT)

@@ -25,6 +25,7 @@ from persona.storage import digest_json, read_json
 from recsys.columns import ITEM, TITLE
 from recsys.graphs import RANK, CompiledModel, Contexts
 from recsys.ids import canonical_id
+from recsys.retrieval import EXACT, IndexConfig
 
 FOLDER = "compiled"
 HEADER, ITEMS = "bundle.json", "items.parquet"
@@ -108,7 +109,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Best scores (B, n) and their items, and all scores (B, V) if they are wanted."""
+    """Best scores (B, n) and their items, -inf where no more were found, and all scores (B, V) if they are wanted."""
 
     scores: NDArray[np.float32]
     items: NDArray[np.int64]
@@ -121,9 +122,10 @@ class _Ranking:
             scores = self.every[row, np.array(items, dtype=np.int64) - 1]
             order = np.argsort(-scores, kind="stable")[:k]
             return [items[i] for i in order.tolist()], scores[order].tolist()
+        found = int(np.isfinite(self.scores[row]).sum())
         if not banned:
-            return self.items[row, :k].tolist(), self.scores[row, :k].tolist()
-        pairs = zip(self.items[row].tolist(), self.scores[row].tolist(), strict=True)
+            return self.items[row, : min(k, found)].tolist(), self.scores[row, : min(k, found)].tolist()
+        pairs = zip(self.items[row, :found].tolist(), self.scores[row, :found].tolist(), strict=True)
         kept = [(item, score) for item, score in pairs if item not in banned][:k]
         return [item for item, _ in kept], [score for _, score in kept]
 
@@ -170,10 +172,11 @@ class CompiledRecommender:
         return "" if self.tables is None else self.tables.bank
 
     @classmethod
-    def load(cls, folder: Path | str) -> CompiledRecommender:
-        """Read the compiled part of a bundle.
+    def load(cls, folder: Path | str, index: IndexConfig = EXACT) -> CompiledRecommender:
+        """Read the compiled part of a bundle, and build the index that finds the best items of large catalogues.
 
         Raises:
+            ConfigError: an index is asked for that there is no use for, or that cannot be built.
             DataError: there is no bundle in the folder, or it was never compiled.
             FormatError: a file is damaged.
             MismatchError: files of the folder belong to different bundles.
@@ -187,7 +190,7 @@ class CompiledRecommender:
             raise DataError(f"{folder} was released without its compiled form: run `persona recsys release` again")
         items = read_items(folder / ITEMS, header.get("items_digest"))
         try:
-            model = CompiledModel(files, int(header["host"]["max_length"]))
+            model = CompiledModel(files, int(header["host"]["max_length"]), index)
             made = cls(model, items[ITEM], items.get(TITLE), header["host_digest"])
         except PersonaError:
             raise
@@ -259,7 +262,8 @@ class CompiledRecommender:
         """The ranking of every row under its edit; by the host, where what that makes of the scores is not finite."""
         edits = None if plan.chosen is None else plan.chosen.edits
         scores, items, every = self.model.rank(inputs, edits, best, whole=whole)
-        broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        # Where an index finds too few items the last scores are -inf; a row that finds none is broken.
+        broken = np.flatnonzero(np.isnan(scores).any(axis=1) | ~np.isfinite(scores[:, 0]))
         if broken.size:
             some = {name: array[broken] for name, array in inputs.items()}
             scores[broken], items[broken], plain = self.model.rank(some, None, best, whole=whole)

@@ -28,6 +28,7 @@ from pipelines.serving.recsys_schemas import (
     RecommendationRequest,
 )
 from pipelines.serving.servable import Operation, Reply, Versions
+from recsys.retrieval import EXACT, IndexConfig
 from recsys.serving import NO_BANK, NO_EDITOR, NO_ITEM, Answer, Ask, CompiledRecommender
 
 # Scores computed at once: what a batch takes in memory.
@@ -69,13 +70,16 @@ class RecommenderTask:
 
     operations, body_bytes = OPERATIONS, 1 << 18
 
+    def __init__(self, index: IndexConfig = EXACT) -> None:
+        self.index = index
+
     def extend(self, api: FastAPI, service: Any) -> None:
         """The catalogue, MLflow's scoring protocol, the page."""
         recsys_routes.add(api, service)
 
     def load(self, folder: Path, name: str, version: str) -> RecommenderServable:
         """Read the compiled part of a bundle; neither torch nor TorchRec is loaded."""
-        recommender = CompiledRecommender.load(folder)
+        recommender = CompiledRecommender.load(folder, self.index)
         return RecommenderServable(recommender, name, version, bank_message(folder, recommender.bank))
 
 

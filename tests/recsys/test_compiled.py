@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -18,6 +19,7 @@ from recsys.hosts import HostConfig, make_host
 from recsys.personalised import Personalised
 from recsys.quantised import FloatTable, to_bytes
 from recsys.recommender import Recommender
+from recsys.retrieval import IndexConfig
 from recsys.serving import FOLDER, NO_BANK, NO_EDITOR, NO_ITEM, Ask, CompiledRecommender
 
 ITEMS = 60
@@ -236,6 +238,30 @@ def test_a_catalogue_too_large_for_the_graph_is_kept_in_tables(monkeypatch, fold
     asks = [Ask(h, k=5, level=level) for h, level in zip(histories(4), LEVELS, strict=True)]
     within = CompiledRecommender.load(folder_of("gru4rec")).recommend(asks)
     assert [a.items for a in made.recommend(asks)] == [a.items for a in within]
+
+
+def test_an_index_finds_what_blocks_find(folder_of):
+    """A flat index looks at everything; one that looks into a single list of many finds less, and says no more than it found."""
+    bundle = folder_of("sasrec+float32")
+    exact, flat = CompiledRecommender.load(bundle), CompiledRecommender.load(bundle, IndexConfig("Flat"))
+    asks = [Ask(h, k=5, level=level, exclude=IDS[:2]) for h, level in zip(histories(4), LEVELS, strict=True)]
+    asks.append(Ask(IDS[:3], k=3, only=IDS[5:10]))
+    for one, other in zip(exact.recommend(asks), flat.recommend(asks), strict=True):
+        assert one.items == other.items
+        assert one.level == other.level
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+    few = CompiledRecommender.load(bundle, IndexConfig("IVF8,Flat", probes=1))
+    for one, other in zip(
+        exact.recommend(asks[:4]), few.recommend([replace(a, k=ITEMS) for a in asks[:4]]), strict=True
+    ):
+        assert other.level == one.level, "few items are no reason to fall back to the host"
+        assert 0 < len(other.items) < ITEMS - 5
+        assert np.isfinite(other.scores).all()
+
+
+def test_an_index_needs_items_outside_the_graph(folder_of):
+    with pytest.raises(ConfigError, match="--item-table float32"):
+        CompiledRecommender.load(folder_of("sasrec"), IndexConfig("Flat"))
 
 
 def test_tables_that_make_no_sense_are_refused(folder_of, tmp_path):

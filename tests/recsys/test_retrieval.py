@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from persona.errors import ConfigError, MismatchError
 from recsys import retrieval
 from recsys.quantised import FloatTable, as_table
-from recsys.retrieval import ExactIndex, FaissIndex, recall
+from recsys.retrieval import EXACT, ExactIndex, FaissIndex, IndexConfig, recall
 
 
 def drawn(count, width=8, seed=0, distinct=None):
@@ -81,8 +81,16 @@ def test_without_faiss_a_sentence_says_what_to_do(monkeypatch):
         FaissIndex(FloatTable(drawn(20)), "Flat")
 
 
+def test_a_config_builds_its_index():
+    values = FloatTable(drawn(4000, width=16))
+    assert isinstance(EXACT.index(values), ExactIndex)
+    few, many = (IndexConfig("IVF64,Flat", probes=p).index(values).search(drawn(50, 16, 1), 10) for p in (1, 64))
+    assert recall(few[1], many[1]) < 1
+    with pytest.raises(ConfigError, match="at least one list"):
+        IndexConfig("IVF64,Flat", probes=0)
+
+
 def test_faiss_finds_nearly_all():
-    pytest.importorskip("faiss", reason="faiss is an option, and is not installed here")
     values, queries = drawn(4000, width=16), drawn(50, width=16, seed=1)
     exact = ExactIndex(FloatTable(values)).search(queries, 10)
     flat = FaissIndex(FloatTable(values), "Flat").search(queries, 10)

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from persona.device.bank import check_version, unpack_bank
-from persona.errors import FormatError
+from persona.errors import ConfigError, FormatError
 from persona.prototypes import receive
 from pipelines.serving.app import Service
 from pipelines.serving.banks import bank_message
@@ -20,6 +20,7 @@ from pipelines.serving.recsys import RecommenderTask
 from pipelines.serving.sources import FolderSource
 from pipelines.serving.tasks import task_of
 from pipelines.serving.vision import ClassifierTask
+from recsys.retrieval import IndexConfig
 from tests.pipelines.serving.toy import write_bundle
 from tests.pipelines.serving.toy_vision import DATA
 from vision.classifier import Classifier
@@ -110,7 +111,12 @@ def test_devices_fetch_the_bank(client, folder, tmp_path):
 
 def test_the_bundle_says_which_task_it_is(folder, tmp_path):
     assert isinstance(task_of(FolderSource(folder)), ClassifierTask)
-    assert isinstance(task_of(FolderSource(write_bundle(tmp_path / "bundle"))), RecommenderTask)
+    recommender = FolderSource(write_bundle(tmp_path / "bundle"))
+    task = task_of(recommender, IndexConfig("Flat"))
+    assert isinstance(task, RecommenderTask)
+    assert task.index == IndexConfig("Flat")
+    with pytest.raises(ConfigError, match="no items to search"):
+        task_of(FolderSource(folder), IndexConfig("Flat"))
     (tmp_path / "bundle" / "bundle.json").write_text('{"format": "persona-recsys-bundel"}')
     with pytest.raises(FormatError, match="did you mean 'persona-recsys-bundle'"):
         task_of(FolderSource(tmp_path / "bundle"))
