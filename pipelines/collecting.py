@@ -31,7 +31,7 @@ from persona.storage import digest_tensors
 from pipelines.recsys_steps import load_recommender
 from pipelines.workspace import Workspace
 from recsys import catalogue
-from recsys.bank import codes_of, user_numbers
+from recsys.bank import user_numbers
 from recsys.log import read_log
 from recsys.recommender import Recommender
 from recsys.windows import Window, last_days, log_window, moment, prepared_window
@@ -151,7 +151,7 @@ def of_window(recommender: Recommender, bank: PrototypeBank, window: Window, sha
         raise DataError(f"no user of the share {shard} has a new event: cut the users into fewer shares")
     fold, samples = StatisticsFold(len(bank), server.assigner.metric.shape), []
     for block in torch.split(rows, BLOCK):
-        codes = codes_of(recommender.model, context.index_select(block))
+        codes = recommender.model.codes(context.index_select(block))
         fold.add(UserStatistics.collect(codes, numbers[block], server.assign(codes), len(bank)))
         samples.append(CodeSample.collect(codes, users[block], block, EXAMPLES))
     sample = sum(samples[1:], samples[0])

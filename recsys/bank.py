@@ -9,8 +9,9 @@ Shapes: N contexts, L layers, d code width, K prototypes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,15 +24,18 @@ from persona.errors import ConfigError, DataError
 from persona.prototypes import (
     Assigner,
     Choice,
+    CodeBlock,
     HeadMetric,
     Lineage,
     Partition,
     PrototypeBank,
     Server,
     Specialised,
+    StreamedPartition,
     choose_k,
     editor_digest,
     fit_bank,
+    fit_bank_streamed,
     fit_basis,
     specialise,
 )
@@ -41,15 +45,17 @@ from persona.training import fit
 from recsys.baselines.base import Positions, Problem
 from recsys.baselines.prototypes import ServedAtLevel
 from recsys.batches import Context
-from recsys.evaluation import ROWS, Evaluated, Evaluation
+from recsys.evaluation import Evaluated, Evaluation
 from recsys.hosts import Host
 from recsys.objectives import RowObjective
 from recsys.personalised import Personalised
 from recsys.sequences import SequenceData
 
-# K is chosen on a sample of the contexts; the partition itself is made of up to so many.
+# K is chosen on a sample of the contexts, and the basis fitted on one. The partition itself is made of all: in memory of up to
+# so many, of more as a stream that is read block by block.
 CHOICE_CONTEXTS = 10_000
 FIT_CONTEXTS = 500_000
+BLOCK_CONTEXTS = 1 << 16
 # A prototype is trained only where this many users stop its training, and as many others judge it.
 MIN_JUDGES = 10
 LEVELS = ("host", "prototype", "basis", "edit")
@@ -98,16 +104,16 @@ class FittedBank:
 
     Attributes:
         bank: the last version, specialised where that helped.
-        partition: the first version, its labels and its sums per user.
+        partition: the first version and its sums per user.
         choice: the K that were tried, ``None`` where K was given.
         specialised: what was kept of training, ``None`` without.
         levels: validation score of every serving level, by the metric that selects epochs.
-        codes: (N, L, d) of the contexts in the partition.
+        codes: (N, L, d) of the contexts in the partition, or of a sample of many.
         users: (N,) ids of whom they belong to.
     """
 
     bank: PrototypeBank
-    partition: Partition
+    partition: Partition | StreamedPartition
     choice: Choice | None
     specialised: Specialised[None] | None
     levels: dict[str, float]
@@ -140,19 +146,36 @@ def user_numbers(ids: Iterable[str]) -> Tensor:
     )
 
 
-def personal_contexts(data: SequenceData, positions: Positions, length: int) -> tuple[Context, NDArray[np.int64]]:
-    """What each user knew before each of ``positions``, once a basket; and whose it is: (N, T) and users (N,)."""
-    distinct = np.unique(data.basket_start[positions])
-    items, lengths = data.contexts(distinct, length)
-    return Context(torch.from_numpy(items), torch.from_numpy(lengths)), data.user_of(distinct)
+class PersonalContexts:
+    """What each user knew before each of some events, once a basket; made when asked for, as there may be many.
 
+    Args:
+        data: the events.
+        positions: which events.
+        length: T.
 
-@torch.no_grad()
-def codes_of(model: Personalised, context: Context) -> Tensor:
-    """(N, L, d) codes, block by block."""
-    assert model.editor is not None
-    blocks = [context.index_select(rows) for rows in torch.split(torch.arange(len(context)), ROWS)]
-    return torch.cat([model.editor.codes(model.host.context_features(block), block.lengths) for block in blocks])
+    Attributes:
+        starts: (N,) the event before which each context ends, rising.
+    """
+
+    def __init__(self, data: SequenceData, positions: Positions, length: int) -> None:
+        self.data, self.length = data, length
+        self.starts: Positions = np.unique(data.basket_start[positions])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def at(self, rows: Tensor) -> tuple[Context, NDArray[np.int64]]:
+        """Contexts (n, T) of ``rows`` (n,), and their users (n,)."""
+        starts = self.starts[rows.numpy()]
+        items, lengths = self.data.contexts(starts, self.length)
+        return Context(torch.from_numpy(items), torch.from_numpy(lengths)), self.data.user_of(starts)
+
+    def coded(self, model: Personalised, numbers: Tensor) -> Iterator[CodeBlock]:
+        """All contexts, read by the editor, block by block; ``numbers`` (U,) stand for the users."""
+        for rows in torch.split(torch.arange(len(self)), BLOCK_CONTEXTS):
+            context, users = self.at(rows)
+            yield CodeBlock(model.codes(context), numbers[torch.from_numpy(users)], torch.from_numpy(self.starts[rows]))
 
 
 def fit_prototypes(
@@ -175,15 +198,27 @@ def fit_prototypes(
     model.editor.host = model.host.digest()
     metric = HeadMetric(model.editor)
     seed = problem.config.seed
-    context, users = personal_contexts(problem.data, problem.everything, model.host.config.max_length)
-    rows = _sample(len(context), FIT_CONTEXTS, seed)
-    codes, owners = codes_of(model, context.index_select(rows)), users[rows.numpy()]
+    contexts = PersonalContexts(problem.data, problem.everything, model.host.config.max_length)
+    context, owners = contexts.at(_sample(len(contexts), FIT_CONTEXTS, seed))
+    codes = model.codes(context)
     notify("choosing K")
     choice = None if config.k else _choose(problem, model, codes, torch.from_numpy(owners), config)
     k = config.k if choice is None else choice.k
     notify(f"partition into {k}")
-    numbers = user_numbers(problem.data.user_ids.to_list())[torch.from_numpy(owners)]
-    partition = fit_bank(metric, codes, k, seed=seed, space=config.space, users=numbers)
+    numbers = user_numbers(problem.data.user_ids.to_list())
+    partition: Partition | StreamedPartition
+    if len(contexts) > FIT_CONTEXTS:
+        partition = fit_bank_streamed(
+            metric,
+            partial(contexts.coded, model, numbers),
+            k,
+            seed=seed,
+            space=config.space,
+            sample_size=FIT_CONTEXTS,
+            keep_statistics=True,
+        )
+    else:
+        partition = fit_bank(metric, codes, k, seed=seed, space=config.space, users=numbers[torch.from_numpy(owners)])
     bank, specialised = partition.bank, None
     if config.specialise:
         specialised = _specialise(problem, model, bank, metric, notify)
@@ -325,7 +360,7 @@ def _members(problem: Problem, model: Personalised, assigner: Assigner, k: int) 
 def _nearest(problem: Problem, model: Personalised, assigner: Assigner, positions: Positions) -> NDArray[np.int64]:
     items, lengths = problem.data.contexts(positions, model.host.config.max_length)
     context = Context(torch.from_numpy(items), torch.from_numpy(lengths))
-    nearest: NDArray[np.int64] = assigner(codes_of(model, context)).prototypes.numpy()
+    nearest: NDArray[np.int64] = assigner(model.codes(context)).prototypes.numpy()
     return nearest
 
 

@@ -11,9 +11,13 @@ from torchrec import KeyedJaggedTensor
 
 from persona.editor import ParameterEditor
 from persona.edits import Edit
+from persona.errors import ConfigError
 from persona.ranks import draw
 from recsys.batches import Context
 from recsys.hosts import Host
+
+# Contexts that the editor reads at once.
+CODED_ROWS = 1024
 
 
 class Personalised(nn.Module):
@@ -66,6 +70,18 @@ class Personalised(nn.Module):
             return None
         edit: Edit = self.editor(self.host.context_features(context), context.lengths)
         return edit
+
+    @torch.no_grad()
+    def codes(self, context: Context) -> Tensor:
+        """(B, L, d) editing codes of a context of any number of rows, without gradient.
+
+        Raises:
+            ConfigError: there is no editor.
+        """
+        if self.editor is None:
+            raise ConfigError("codes are an editor's, but this model is a host without one")
+        blocks = [context.index_select(rows) for rows in torch.split(torch.arange(len(context)), CODED_ROWS)]
+        return torch.cat([self.editor.codes(self.host.context_features(block), block.lengths) for block in blocks])
 
     def score(self, context: Context, candidates: Tensor) -> Tensor:
         """Logits (B, C) of ``candidates`` (B, C)."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from persona.edits import Edit
 from persona.errors import DataError
@@ -18,7 +17,6 @@ from persona.prototypes import HeadMetric, PrototypeBank, Server, fit_bank
 from recsys.baselines.base import Problem, Trained
 from recsys.baselines.persona import train_held_back, train_selected
 from recsys.batches import Context
-from recsys.evaluation import ROWS
 from recsys.personalised import Personalised
 
 # Sizes of the bank that validation chooses from.
@@ -41,7 +39,7 @@ class ServedAtLevel(Personalised):
 
     def edit(self, context: Context) -> Edit | None:
         """What every row's device applies."""
-        return self.server.edit(codes_of(self, context), self.level)
+        return self.server.edit(self.codes(context), self.level)
 
 
 def train_prototypes(problem: Problem) -> Trained:
@@ -59,14 +57,6 @@ def train_persona(problem: Problem) -> Trained:
     return _serve(problem, train_selected(problem), "basis")
 
 
-@torch.no_grad()
-def training_codes(problem: Problem, model: Personalised) -> Tensor:
-    """(N, L, d) codes of the distinct contexts of all rows before validation."""
-    context = training_contexts(problem, model)
-    blocks = torch.split(torch.arange(len(context)), ROWS)
-    return torch.cat([codes_of(model, context.index_select(rows)) for rows in blocks])
-
-
 def training_contexts(problem: Problem, model: Personalised) -> Context:
     """The distinct contexts (N, T) of all rows before validation."""
     items, lengths = problem.data.contexts(problem.everything, model.host.config.max_length)
@@ -80,7 +70,7 @@ def best_bank(problem: Problem, model: Personalised, sizes: Sequence[int] = SIZE
     Of equally good sizes the smallest; one for which there are too few distinct edits is not tried.
     """
     assert model.editor is not None
-    codes, metric = training_codes(problem, model), HeadMetric(model.editor)
+    codes, metric = model.codes(training_contexts(problem, model)), HeadMetric(model.editor)
     banks: list[PrototypeBank] = []
     for k in sizes:
         try:
@@ -106,9 +96,3 @@ def _serve(problem: Problem, trained: Trained, level: str) -> Trained:
     server = Server(model.editor, bank)
     chosen = {**trained.chosen, "prototypes": float(len(bank))}
     return Trained(ServedAtLevel(model, server, level), server.payload_bytes(level), trained.result, chosen=chosen)
-
-
-def codes_of(model: Personalised, context: Context) -> Tensor:
-    """(B, L, d) editing codes of a context of B rows."""
-    assert model.editor is not None
-    return model.editor.codes(model.host.context_features(context), context.lengths)

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Server, UserStatistics, refine, same_prototypes
 from persona.training import fit
 from recsys.baselines.base import adaptive_bytes, all_bytes
-from recsys.baselines.prototypes import ServedAtLevel, codes_of
+from recsys.baselines.prototypes import ServedAtLevel
 from recsys.config import RecsysConfig
-from recsys.evaluation import ROWS, Evaluation, Scorer
+from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host
 from recsys.objectives import make_objective
 from recsys.personalised import Personalised
@@ -135,11 +135,7 @@ class Prototypes(Policy):
     def codes(self, window: Window) -> Tensor:
         """(E, L, d) codes of all contexts of a window; read once, for no bank changes them."""
         if self._read is None or self._read[0] is not window:
-            contexts = window.evaluation.contexts
-            blocks = torch.split(torch.arange(len(contexts)), ROWS)
-            with torch.no_grad():
-                found = torch.cat([codes_of(self.model, contexts.index_select(rows)) for rows in blocks])
-            self._read = window, found
+            self._read = window, self.model.codes(window.evaluation.contexts)
         return self._read[1]
 
     def unexplained(self, window: Window) -> float:

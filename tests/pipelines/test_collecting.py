@@ -14,7 +14,7 @@ from persona.prototypes import HeadMetric, fit_bank, load_statistics
 from pipelines.cli import main
 from pipelines.collecting import Shard, collect, of_files
 from pipelines.workspace import Workspace
-from recsys.bank import codes_of, user_numbers
+from recsys.bank import user_numbers
 from recsys.batches import Context
 from recsys.columns import ITEM, TIME, USER
 from recsys.log import read_log
@@ -46,7 +46,7 @@ def template(tmp_path_factory):
     ids = whole.item_ids.to_list()
     plain = Recommender(model, ids)
     items, lengths = whole.latest_contexts(range(40), 5)
-    codes = codes_of(model, Context(torch.from_numpy(items), torch.from_numpy(lengths)))
+    codes = model.codes(Context(torch.from_numpy(items), torch.from_numpy(lengths)))
     bank = fit_bank(model.editor, codes, 3, users=user_numbers(whole.user_ids.to_list())).bank
     work.lineage(plain.host_digest).save(bank)
     Recommender(model, ids, bank=bank).save(work.bundle)

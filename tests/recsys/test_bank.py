@@ -51,7 +51,8 @@ def test_users_have_the_same_number_in_every_log():
 
 def test_a_context_counts_once_a_basket():
     data = sequences([[1, 2, 3, 4], [5, 6]], [[1, 5, 5, 7], [5, 6]])
-    context, users = module.personal_contexts(data, np.array([1, 2, 3, 5]), 3)
+    contexts = module.PersonalContexts(data, np.array([1, 2, 3, 5]), 3)
+    context, users = contexts.at(torch.arange(len(contexts)))
     assert context.items.tolist() == [[1, 0, 0], [1, 2, 3], [5, 0, 0]]
     assert users.tolist() == [0, 0, 1]
 
@@ -64,8 +65,21 @@ def test_a_bank_stands_on_training_contexts_alone(problem, model, fitted):
     known = set(user_numbers(problem.data.user_ids.to_list()).tolist())
     assert set(statistics.users.tolist()) <= known
     items, lengths = problem.data.contexts(np.unique(problem.everything)[:5], 5)
-    codes = module.codes_of(model, Context(torch.from_numpy(items), torch.from_numpy(lengths)))
+    codes = model.codes(Context(torch.from_numpy(items), torch.from_numpy(lengths)))
     assert torch.equal(codes, fitted.codes[:5])
+
+
+def test_more_contexts_than_fit_are_streamed_into_the_same_bank(problem, model, fitted, monkeypatch):
+    config = BankConfig(k=2, specialise=False)
+    whole = fit_prototypes(problem, model, config).partition
+    monkeypatch.setattr(module, "FIT_CONTEXTS", len(fitted.codes) // 2)
+    monkeypatch.setattr(module, "BLOCK_CONTEXTS", 100)
+    found = fit_prototypes(problem, model, config)
+    streamed = found.partition
+    assert streamed.contexts == len(fitted.codes) > len(found.codes) == len(streamed.sample) > 100
+    assert streamed.bank.members.sum() == whole.bank.members.sum()
+    assert streamed.history[-1] == pytest.approx(whole.inertia, rel=0.02)
+    assert streamed.statistics.users.tolist() == whole.statistics.users.tolist()
 
 
 def test_k_is_the_smallest_that_is_nearly_as_good(fitted):
@@ -131,7 +145,7 @@ def test_levels_are_what_devices_apply(model, fitted):
     assert isinstance(at_level(model, fitted.bank, "host"), Personalised)
     assert at_level(model, fitted.bank, "host").edit(context) is None
     assert at_level(model, fitted.bank, "edit") is model
-    nearest = Server(model.editor, fitted.bank).assign(module.codes_of(model, context))
+    nearest = Server(model.editor, fitted.bank).assign(model.codes(context))
     applied = at_level(model, fitted.bank, "prototype").edit(context)
     assert torch.equal(applied.flat(), fitted.bank.prototype(nearest).flat())
 

@@ -13,7 +13,7 @@ from persona.storage import read_json
 from recsys.baselines import METHODS, Problem, measure, train_configured, train_method
 from recsys.baselines.base import FLOAT_BYTES
 from recsys.baselines.persona import PARTS
-from recsys.baselines.prototypes import training_codes
+from recsys.baselines.prototypes import training_contexts
 from tests.recsys.toy import SMALL, walks
 
 
@@ -161,7 +161,7 @@ def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
 
 def test_prototypes_see_training_contexts_only(problem, trained):
     model = trained["persona_held_back"].scorer
-    assert len(training_codes(problem, model)) <= len(problem.everything)
+    assert len(training_contexts(problem, model)) <= len(problem.everything)
     assert not np.isin(problem.everything, problem.split.test).any()
 
 
