@@ -111,7 +111,7 @@ def pretrain(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = N
             problem.base_host()
         else:
             problem.early_host()
-        return problem.host_results.popitem()
+        return problem.trainings.results.popitem()
 
     return _train_step("pretrain", config, work, train, on_epoch)
 

@@ -153,7 +153,7 @@ def pretrain(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | No
 
     def train(problem: Problem) -> tuple[str, FitResult]:
         problem.base_host()
-        return "host", problem.host_results["host"]
+        return "host", problem.trainings.results["host"]
 
     return _train_step("pretrain", config, work, train, on_epoch)
 

@@ -120,7 +120,7 @@ def setting(
     rows = _with_host(problem)
     for value in values:
         config = RecsysConfig.from_dict({**problem.config.as_dict(), name: value})
-        other = Problem(problem.data, config, folder=problem.root, on_epoch=problem.on_epoch)
+        other = problem.with_config(config)
         rows[f"{name}_{value}"] = replace(measure(other, method), method=f"{name}_{value}")
     return rows
 

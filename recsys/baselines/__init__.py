@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from persona.comparison import Measured
 from persona.errors import ConfigError, nearest
@@ -58,13 +59,13 @@ def train_method(name: str, problem: Problem) -> Trained:
 
 def measure(problem: Problem, method: str) -> Measured:
     """Train and test one method, or take the result that is already in the problem's folder."""
-    work = problem.folder_of(method)
-    folder = None if work is None else work / "results"
-    if folder is not None and Measured.exists(folder, method):
-        return Measured.load(folder, method)
+    return problem.trainings.measured(method, partial(_measure, problem, method))
+
+
+def _measure(problem: Problem, method: str) -> Measured:
     trained = train_method(method, problem)
     evaluated = problem.test.run(trained.scorer)
-    measured = Measured(
+    return Measured(
         method=method,
         summary=evaluated.summary,
         per_unit=evaluated.per_user,
@@ -78,9 +79,6 @@ def measure(problem: Problem, method: str) -> Measured:
         parameters=extra_parameters(trained),
         chosen=trained.chosen,
     )
-    if folder is not None:
-        measured.save(folder)
-    return measured
 
 
 __all__ = ["METHODS", "Problem", "Trained", "measure", "train_configured", "train_method"]

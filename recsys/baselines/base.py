@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,8 +15,8 @@ from torch import nn
 from persona.editor import ParameterEditor
 from persona.errors import ConfigError
 from persona.ranks import current
-from persona.storage import digest_json, write_json
-from persona.training import Execution, FitResult, MakeExecution, Objective, fit
+from persona.training import Execution, FitResult, MakeExecution, Objective
+from persona.trainings import OnEpoch, Trainings
 from recsys.config import RecsysConfig
 from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host, make_host
@@ -30,7 +30,6 @@ FLOAT_BYTES = 4
 EDITED = ("persona", "duet", "apg")
 
 Positions = NDArray[np.int64]
-OnEpoch = Callable[[str, dict[str, float]], None]
 
 
 @dataclass
@@ -72,20 +71,20 @@ class Problem:
                 f"a batch of {config.batch_size} rows cannot be shared by {size} processes: start fewer, or choose a "
                 f"batch_size of at least {size}"
             )
-        self.data, self.config, self.root, self.on_epoch = data, config, folder, on_epoch
+        self.data, self.config = data, config
         self.split: Split = make_split(data, config.protocol)
-        self.host_results: dict[str, FitResult] = {}
-        self._hosts: dict[str, dict[str, torch.Tensor]] = {}
-        self._folder: Path | None = None
-        if folder is not None:
-            owner = {"data": data.digest, **config.host_settings()}
-            self._folder = Path(folder) / f"{config.host}-seed{config.seed}-{digest_json(owner)[:8]}"
-            write_json(self._folder / "settings.json", owner)
-            write_json(self._editor_folder(self._folder) / "settings.json", config.editor_settings())
+        self.trainings = Trainings(
+            folder,
+            f"{config.host}-seed{config.seed}",
+            {"data": data.digest, **config.host_settings()},
+            config.editor_settings(),
+            EDITED,
+            on_epoch,
+        )
 
     def with_config(self, config: RecsysConfig) -> Problem:
         """The same data, folder and listener under other settings."""
-        return Problem(self.data, config, folder=self.root, on_epoch=self.on_epoch)
+        return Problem(self.data, config, folder=self.trainings.root, on_epoch=self.trainings.on_epoch)
 
     @cached_property
     def validation(self) -> Evaluation:
@@ -162,12 +161,6 @@ class Problem:
             hosts.append(self._trained_host(f"host_refreshed_{index + 1}_of_{len(parts)}", rows, start=hosts[-1]))
         return hosts
 
-    def folder_of(self, method: str) -> Path | None:
-        """Where the work of ``method`` is kept; what has an editor depends on the editor's settings, too."""
-        if self._folder is None:
-            return None
-        return self._editor_folder(self._folder) if method.startswith(EDITED) else self._folder
-
     def train(
         self,
         name: str,
@@ -203,17 +196,15 @@ class Problem:
         learning_rate: float | None = None,
     ) -> FitResult:
         """``train`` by any objective."""
-        config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
         chosen = list(parameters)
-        return fit(
+        return self.trainings.fit(
+            name,
             model,
             chosen,
             objective,
-            config.fit_config(learning_rate or config.learning_rate),
-            folder=None if folder is None else folder / name,
-            on_epoch=None if on_epoch is None else lambda metrics: on_epoch(name, metrics),
+            self.config.fit_config(learning_rate or self.config.learning_rate),
             keep_start=keep_start,
-            about=None if folder is None else {"data": self.data.digest},
+            about={"data": self.data.digest},
             execution=self._execution(model, chosen),
         )
 
@@ -232,22 +223,15 @@ class Problem:
         """The host trained on ``positions``, from ``start`` if it is given and then never worse than that; a copy."""
         if self.sharded:  # large: not kept in memory, but read again from its checkpoint
             return self._train_host(name, positions, start)
-        if name not in self._hosts:
-            trained = self._train_host(name, positions, start)
-            self._hosts[name] = {k: v.clone() for k, v in trained.state_dict().items()}
-        host = self.new_host()
-        host.load_state_dict(self._hosts[name])
-        return host.eval()
+        return self.trainings.network(name, partial(self._train_host, name, positions, start), self.new_host)
 
     def _train_host(self, name: str, positions: Positions, start: Host | None) -> Host:
         model = Personalised(self.new_host())
         if start is not None:
             model.host.load_state_dict(start.state_dict())
-        self.host_results[name] = self.train(name, model, model.parameters(), positions, keep_start=start is not None)
+        result = self.train(name, model, model.parameters(), positions, keep_start=start is not None)
+        self.trainings.results[name] = result
         return model.host.eval()
-
-    def _editor_folder(self, folder: Path) -> Path:
-        return folder / f"editor-{digest_json(self.config.editor_settings())[:8]}"
 
     def _evaluation(self, positions: Positions, limit: int | None) -> Evaluation:
         return Evaluation(

@@ -9,7 +9,7 @@ from recsys.personalised import Personalised
 def train_host(problem: Problem) -> Trained:
     """The converged, early-stopped host, the same for every device and never refreshed."""
     model = Personalised(problem.base_host())
-    return Trained(model, 0, problem.host_results["host"])
+    return Trained(model, 0, problem.trainings.results["host"])
 
 
 def train_longer(problem: Problem) -> Trained:

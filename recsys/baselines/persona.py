@@ -55,7 +55,7 @@ def refresh_host(problem: Problem) -> Trained:
     """The host that ``train_cross_fitted`` edits, without its edits: the whole host fine-tuned part by part."""
     parts = problem.parts(PARTS)
     model = Personalised(problem.refreshed_hosts(parts)[-1])
-    results = [problem.host_results[f"host_refreshed_{i + 1}_of_{len(parts)}"] for i in range(len(parts))]
+    results = [problem.trainings.results[f"host_refreshed_{i + 1}_of_{len(parts)}"] for i in range(len(parts))]
     total = FitResult([epoch for r in results for epoch in r.history], seconds=sum(r.seconds for r in results))
     return Trained(model, all_bytes(model.host), total)
 

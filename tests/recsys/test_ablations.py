@@ -75,7 +75,7 @@ def test_settings_of_the_editor_share_the_host(problem):
     own = rows[f"transfer_{SMALL.transfer}"]
     assert own.summary == ablations.measure(problem, "persona_held_back").summary
     assert len({row.summary["logloss"] for row in rows.values()}) == len(rows), "each was trained"
-    assert len(list(problem.root.rglob("host_early/checkpoint.safetensors"))) == 1
+    assert len(list(problem.trainings.root.rglob("host_early/checkpoint.safetensors"))) == 1
     with pytest.raises(ConfigError, match="unknown transfer"):
         ablations.setting(problem, "transfer", ["stackd"])
 

@@ -224,7 +224,7 @@ def test_the_editor_learns_from_rows_that_its_host_has_not_seen(protocol):
     own_slice = len(problem.split.adapt) > 0
     assert own_slice == (protocol == "time")
     problem.early_host()
-    assert list(problem.host_results) == (["host"] if own_slice else ["host_early"])
+    assert list(problem.trainings.results) == (["host"] if own_slice else ["host_early"])
 
 
 def test_hosts_of_a_problem_are_equal_and_independent(problem):
@@ -291,10 +291,10 @@ def test_settings_of_the_editor_share_the_host(tmp_path):
     for change in ({}, {"transfer": "none"}, {"mode": "joint"}, {"width": 4}, {"editor_learning_rate": 0.1}):
         problem = Problem(walks(), replace(SMALL, **change), folder=tmp_path)
         measure(problem, "host")
-        folders.add(problem.folder_of("host"))
-        edited.add(problem.folder_of("persona_frozen"))
-        assert problem.folder_of("duet") == problem.folder_of("persona_frozen")
-        assert read_json(problem.folder_of("duet") / "settings.json") == problem.config.editor_settings()
+        folders.add(problem.trainings.folder_of("host"))
+        edited.add(problem.trainings.folder_of("persona_frozen"))
+        assert problem.trainings.folder_of("duet") == problem.trainings.folder_of("persona_frozen")
+        assert read_json(problem.trainings.folder_of("duet") / "settings.json") == problem.config.editor_settings()
     [folder] = folders
     assert len(edited) == 4, "the mode is part of a method's name, not of its settings"
     assert len(list(tmp_path.rglob("checkpoint.safetensors"))) == 1, "one host was trained"
@@ -303,16 +303,16 @@ def test_settings_of_the_editor_share_the_host(tmp_path):
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"epochs": 3}, {"protocol": "time"}, {"dim": 4}, {"negatives": 2}])
 def test_other_settings_or_other_data_have_their_own_place(change, tmp_path):
-    here = Problem(walks(), SMALL, folder=tmp_path).folder_of("host")
-    assert Problem(walks(), replace(SMALL, **change), folder=tmp_path).folder_of("host") != here
-    assert Problem(walks(seed=1), SMALL, folder=tmp_path).folder_of("host") != here
-    assert Problem(walks(), SMALL, folder=tmp_path).folder_of("host") == here
+    here = Problem(walks(), SMALL, folder=tmp_path).trainings.folder_of("host")
+    assert Problem(walks(), replace(SMALL, **change), folder=tmp_path).trainings.folder_of("host") != here
+    assert Problem(walks(seed=1), SMALL, folder=tmp_path).trainings.folder_of("host") != here
+    assert Problem(walks(), SMALL, folder=tmp_path).trainings.folder_of("host") == here
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     problem = Problem(walks(), SMALL)
-    assert problem.folder_of("host") is None
+    assert problem.trainings.folder_of("host") is None
     measure(problem, "finetune_adaptive")
     assert list(tmp_path.iterdir()) == []
 

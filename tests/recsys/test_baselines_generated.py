@@ -91,5 +91,5 @@ def test_training_contexts_are_distinct_and_come_before_validation(problem, edit
 
 
 def test_settings_that_differ_in_the_editors_width_do_not_share_an_apg(tmp_path):
-    folders = {Problem(walks(), replace(SMALL, width=w), folder=tmp_path).folder_of("apg") for w in (4, 8)}
+    folders = {Problem(walks(), replace(SMALL, width=w), folder=tmp_path).trainings.folder_of("apg") for w in (4, 8)}
     assert len(folders) == 2

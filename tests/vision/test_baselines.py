@@ -64,7 +64,7 @@ def test_every_method_is_measured_and_kept(problem, method):
     assert measured.summary["forward_passes"] >= 1
     assert (measured.summary["backward_passes"] > 0) == (method in ("tent", "finetune_device"))
     assert (measured.refresh_bytes > 0) == method.startswith(("persona", "duet", "finetune_a", "finetune_i", "trained"))
-    again = measure(Problem(DATA, CONFIG, folder=problem._folder.parent), method)
+    again = measure(Problem(DATA, CONFIG, folder=problem.trainings.root), method)
     assert again.summary == measured.summary
 
 
@@ -78,9 +78,9 @@ def test_methods_are_compared_on_the_same_devices(problem):
 def test_settings_of_editors_share_the_host(problem, folder):
     measure(problem, "host")
     other = Problem(DATA, VisionConfig(**(CONFIG.as_dict() | {"adaptive": "classifier", "rank": 1})), folder=folder)
-    assert other.folder_of("host") == problem.folder_of("host")
-    assert other.folder_of("persona_held_back") != problem.folder_of("persona_held_back")
-    assert read_json(other.folder_of("host") / "settings.json")["host"] == "mobilenet_v3_small"
+    assert other.trainings.folder_of("host") == problem.trainings.folder_of("host")
+    assert other.trainings.folder_of("persona_held_back") != problem.trainings.folder_of("persona_held_back")
+    assert read_json(other.trainings.folder_of("host") / "settings.json")["host"] == "mobilenet_v3_small"
     same = zip(other.base_host().state_dict().items(), problem.base_host().state_dict().items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in same)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from persona.comparison import Measured
 from persona.errors import ConfigError, nearest
@@ -58,15 +59,15 @@ def measure(problem: Problem, method: str) -> Measured:
     ``ms_per_image``, and what validation chose, as ``chosen_<setting>``. Where the body is given, features are computed once
     for all methods that keep it, in tests as well, and these are not timed.
     """
-    work = problem.folder_of(method)
-    folder = None if work is None else work / "results"
-    if folder is not None and Measured.exists(folder, method):
-        return Measured.load(folder, method)
+    return problem.trainings.measured(method, partial(_measure, problem, method))
+
+
+def _measure(problem: Problem, method: str) -> Measured:
     trained = train_method(method, problem)
     known = problem.given_body and trained.keeps_body
     evaluated = (problem.test.cached(problem.features) if known else problem.test).run(trained.classifier)
     cost = {"forward_passes": trained.forward_passes, "backward_passes": trained.backward_passes}
-    measured = Measured(
+    return Measured(
         method=method,
         summary=evaluated.summary | cost | {f"chosen_{name}": float(v) for name, v in trained.chosen.items()},
         per_unit=evaluated.per_device,
@@ -77,9 +78,6 @@ def measure(problem: Problem, method: str) -> Measured:
         best_epoch=trained.result.best_epoch,
         history=trained.result.history,
     )
-    if folder is not None:
-        measured.save(folder)
-    return measured
 
 
 __all__ = ["METHODS", "Problem", "Trained", "measure", "train_method"]

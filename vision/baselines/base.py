@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from persona.edits import Edit, FactoredEdit
-from persona.storage import digest_json, write_json
-from persona.training import FitConfig, FitResult, Objective, fit
+from persona.training import FitConfig, FitResult, Objective
+from persona.trainings import OnEpoch, Trainings
 from vision.config import VisionConfig
 from vision.contexts import ContextReader
 from vision.evaluation import Classifier, Evaluation
@@ -34,7 +34,6 @@ READER_IMAGES = 4000
 EDITED = ("persona", "duet", "finetune_adaptive", "finetune_interpolated", "finetune_device")
 
 Devices = NDArray[np.int64]
-OnEpoch = Callable[[str, dict[str, float]], None]
 
 
 @dataclass
@@ -76,18 +75,17 @@ class Problem:
     def __init__(
         self, data: DeviceImages, config: VisionConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> None:
-        self.data, self.config, self.on_epoch = data, config, on_epoch
+        self.data, self.config = data, config
         self.split: Split = make_split(data, config.split_config())
-        self.host_results: dict[str, FitResult] = {}
-        self._hosts: dict[str, dict[str, torch.Tensor]] = {}
-        self._folder: Path | None = None
-        self._features = folder
         self._caches: dict[str, FeatureCache] = {}
-        if folder is not None:
-            owner = {"data": data.digest, **config.host_settings()}
-            self._folder = Path(folder) / f"{config.host}-seed{config.seed}-{digest_json(owner)[:8]}"
-            write_json(self._folder / "settings.json", owner)
-            write_json(self._editor_folder(self._folder) / "settings.json", config.editor_settings())
+        self.trainings = Trainings(
+            folder,
+            f"{config.host}-seed{config.seed}",
+            {"data": data.digest, **config.host_settings()},
+            config.editor_settings(),
+            EDITED,
+            on_epoch,
+        )
 
     @cached_property
     def validation(self) -> Evaluation:
@@ -114,7 +112,7 @@ class Problem:
         key = f"{body_digest(host)}-{copy}"
         if key not in self._caches:
             images, variant = (ShiftedImages(self.data, copy), f"shift-{copy}") if copy else (None, "")
-            self._caches[key] = all_features(host, self.data, self._features, images, variant)
+            self._caches[key] = all_features(host, self.data, self.trainings.root, images, variant)
         return self._caches[key]
 
     def features_under(self, prior: float) -> FeatureCache:
@@ -124,7 +122,7 @@ class Problem:
         if key not in self._caches:
             everyone = self.evaluation(np.arange(self.data.n_devices))
             windows = (window for device in everyone.devices.tolist() for window in everyone.windows(device))
-            self._caches[key] = window_features(host, self.data, windows, prior, self._features)
+            self._caches[key] = window_features(host, self.data, windows, prior, self.trainings.root)
         return self._caches[key]
 
     @property
@@ -151,14 +149,14 @@ class Problem:
         self, name: str, devices: Devices, validation: Evaluation | None = None, *, adaptive: str | None = None
     ) -> Host:
         """A host trained on some devices, a copy for every caller; ``validation`` is the problem's by default."""
-        if name not in self._hosts:
+
+        def train() -> Host:
             model = Personalised(self.new_host(), fixed_body=self.given_body)
             learned = model.host.head.parameters() if self.given_body else model.parameters()
-            self.host_results[name] = self.train(name, model, learned, devices, validation=validation)
-            self._hosts[name] = {k: v.clone() for k, v in model.host.state_dict().items()}
-        host = self.new_host(adaptive)
-        host.load_state_dict(self._hosts[name])
-        return host.eval()
+            self.trainings.results[name] = self.train(name, model, learned, devices, validation=validation)
+            return model.host
+
+        return self.trainings.network(name, train, partial(self.new_host, adaptive))
 
     def personalise(
         self, host: Host, known: Devices | None = None, *, generate: bool = False, **options: Any
@@ -184,12 +182,6 @@ class Problem:
             config = replace(config, bound="none", zero_start=False, transfer="none")
         torch.manual_seed(self.config.seed + 1)
         return Personalised(host, reader, make_editor(host, config), **options)
-
-    def folder_of(self, method: str) -> Path | None:
-        """Where the work of ``method`` is kept; some depend on the editor's settings, too."""
-        if self._folder is None:
-            return None
-        return self._editor_folder(self._folder) if method.startswith(EDITED) else self._folder
 
     def train(
         self,
@@ -238,19 +230,9 @@ class Problem:
         fit_config: FitConfig | None = None,
     ) -> FitResult:
         """Train by any objective; a training that is already in the folder is taken from there."""
-        config, on_epoch, folder = self.config, self.on_epoch, self.folder_of(name)
-        return fit(
-            model,
-            parameters,
-            objective,
-            fit_config or config.host_fit(),
-            folder=None if folder is None else folder / name,
-            on_epoch=None if on_epoch is None else lambda metrics: on_epoch(name, metrics),
-            keep_start=keep_start,
+        return self.trainings.fit(
+            name, model, parameters, objective, fit_config or self.config.host_fit(), keep_start=keep_start
         )
-
-    def _editor_folder(self, folder: Path) -> Path:
-        return folder / f"editor-{digest_json(self.config.editor_settings())[:8]}"
 
     def evaluation(self, devices: Devices, limit: int | None = None) -> Evaluation:
         """Windows of some devices, as the settings cut them."""

@@ -13,7 +13,7 @@ def train_host(problem: Problem) -> Trained:
     started = time.perf_counter()
     model = Personalised(problem.base_host())
     seconds = time.perf_counter() - started
-    return Trained(model, result=problem.host_results["host"], seconds=seconds, keeps_body=True)
+    return Trained(model, result=problem.trainings.results["host"], seconds=seconds, keeps_body=True)
 
 
 def train_longer(problem: Problem) -> Trained:

@@ -45,7 +45,7 @@ def answers(case, folder):
         sha.update(tested.per_user[name].tobytes())
     return {
         "mode": mode,
-        "trainings": {name: result.history for name, result in problem.host_results.items()}
+        "trainings": {name: result.history for name, result in problem.trainings.results.items()}
         | {"editor": trained.result.history},
         "digest": trained.scorer.host.digest(),
         "tested": tested.summary,
