@@ -105,6 +105,22 @@ class AdaptiveLayers:
         """Weights and biases of the adaptive layers."""
         return [p for layer in self.layers.values() for p in layer.parameters()]
 
+    @torch.no_grad()
+    def add(self, edit: Edit) -> None:
+        """Add an edit of batch 1 to the layers' own parameters, for good.
+
+        Raises:
+            MismatchError: the edit's layers are not these layers, or it is of several devices.
+        """
+        self._check(edit)
+        if len(edit) != 1:
+            raise MismatchError(f"layers can take in the edit of one device, but this one is of {len(edit)}")
+        for name, layer in self.layers.items():
+            change = edit.layers[name].dense()
+            layer.weight.add_(change.weight[0].T)
+            if change.bias is not None:
+                layer.bias.add_(change.bias[0])
+
     @contextmanager
     def applied(self, edit: Edit | None) -> Iterator[None]:
         """Run the module under ``edit`` inside the block (per thread and task); ``None`` means the plain module.
@@ -115,17 +131,20 @@ class AdaptiveLayers:
         if edit is None:
             yield
             return
-        if edit.specs != self.specs:
-            raise MismatchError(
-                f"this edit is for the layers {_describe(edit.specs)}, but the host's adaptive layers are "
-                f"{_describe(self.specs)}: use an edit made for this host"
-            )
+        self._check(edit)
         active = dict(_ACTIVE.get()) | {id(layer): edit.layers[name] for name, layer in self.layers.items()}
         token = _ACTIVE.set(active)
         try:
             yield
         finally:
             _ACTIVE.reset(token)
+
+    def _check(self, edit: Edit) -> None:
+        if edit.specs != self.specs:
+            raise MismatchError(
+                f"this edit is for the layers {_describe(edit.specs)}, but the host's adaptive layers are "
+                f"{_describe(self.specs)}: use an edit made for this host"
+            )
 
 
 def _swap(module: nn.Module, name: str) -> AdaptiveLinear:

@@ -10,8 +10,9 @@ Shapes: B devices, T context length, d_c context width, L adaptive layers, d cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -95,6 +96,11 @@ class FullHead(nn.Module):
         weight = self.weight(z).reshape(-1, self.spec.in_features, self.spec.out_features)
         return DenseEdit(bias=None if self.bias is None else self.bias(z), weight=weight)
 
+    def generated(self) -> Iterator[nn.Parameter]:
+        """The parameters that the edit is linear in."""
+        for linear in (self.weight, self.bias):
+            yield from () if linear is None else linear.parameters()
+
     def affine(self) -> tuple[DenseEdit, DenseEdit]:
         """The edits of the d unit codes without the constants (batch d), and the constants (batch 1)."""
         shape = (self.spec.in_features, self.spec.out_features)
@@ -123,6 +129,11 @@ class LowRankHead(nn.Module):
         """(B, d) -> the layer's edit for B devices."""
         core = self.core(z).reshape(-1, self.rank, self.rank)
         return FactoredEdit(bias=None if self.bias is None else self.bias(z), u=self.u, core=core, v=self.v)
+
+    def generated(self) -> Iterator[nn.Parameter]:
+        """The parameters that the edit is linear in."""
+        for linear in (self.core, self.bias):
+            yield from () if linear is None else linear.parameters()
 
     def affine(self) -> tuple[FactoredEdit, FactoredEdit]:
         """The edits of the d unit codes without the constants (batch d), and the constants (batch 1)."""
@@ -207,6 +218,51 @@ class ParameterEditor(nn.Module):
     def bounded(self, edit: Edit) -> Edit:
         """Any unbounded edit of this host inside the editor's bound."""
         return self.bound.apply(edit, self.weight_scales)
+
+    @torch.no_grad()
+    def centre(self, codes: Tensor) -> Edit:
+        """Take the mean edit of codes (N, L, d) out of the heads' constants, and return it (batch 1).
+
+        A host that takes it in (``AdaptiveLayers.add``) is under every edit what it was before, but by itself it is now what it
+        was under the mean one.
+
+        Raises:
+            ConfigError: edits have a bound, which the mean would have to pass, or heads of low rank, which may not be able to
+                express it.
+        """
+        if self.config.bound != "none" or not all(isinstance(head, FullHead) for head in self.heads):
+            raise ConfigError(
+                f"the edits of a {self.config.head} head with bound {self.config.bound} cannot be centred: take full heads "
+                "without a bound"
+            )
+        mean = self.unbounded(codes.double().mean(0, keepdim=True).to(codes.dtype))
+        for head, layer in zip(self.heads, mean.layers.values(), strict=True):
+            full = cast(FullHead, head)
+            full.weight.bias.sub_(layer.dense().weight.flatten())
+            if full.bias is not None and layer.bias is not None:
+                full.bias.bias.sub_(layer.bias[0])
+        return mean
+
+    def scaled(self, share: float) -> ParameterEditor:
+        """An editor whose every edit is ``share`` times this one's: heads and radius of the bound shrink alike.
+
+        A gate for where edits are worth less than they look: s tau tanh(E / tau) = (s tau) tanh(s E / (s tau)), and likewise for
+        the other bounds. With 0 it returns the host itself.
+
+        Raises:
+            ConfigError: the share is negative.
+        """
+        if share < 0:
+            raise ConfigError(f"an edit cannot be scaled by {share}: give a share from 0 up")
+        made = copy.deepcopy(self)
+        if share:
+            made.config = replace(self.config, tau=share * self.config.tau)
+            made.bound = Bound(self.bound.kind, share * self.bound.tau)
+        with torch.no_grad():
+            for head in made.heads:
+                for parameter in cast(FullHead | LowRankHead, head).generated():
+                    parameter.mul_(share)
+        return made
 
     def saturation(self, edit: Edit) -> Tensor:
         """(L,) share of an unbounded edit's entries that the bound stops."""

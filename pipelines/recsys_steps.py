@@ -107,7 +107,7 @@ def pretrain(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = N
     """Train the host whose adaptive layers will be edited."""
 
     def train(problem: Problem) -> tuple[str, FitResult]:
-        if config.mode in ("joint", "frozen"):
+        if config.mode in ("joint", "generated", "frozen"):
             problem.base_host()
         else:
             problem.early_host()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from recsys.objectives import LossConfig
 
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
-MODES = ("auto", "held_back", "cross_fitted", "joint", "frozen")
+MODES = ("auto", "held_back", "cross_fitted", "joint", "generated", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
 EDITOR_SETTINGS = (
     "editor_learning_rate",
@@ -54,8 +54,9 @@ class RecsysConfig(Settings):
         dim: d, 0 takes the preset's.
         max_length: T, 0 takes the preset's.
         dropout: of the host, negative takes the preset's.
-        mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``joint`` or ``frozen``; ``auto`` is the one
-            of the first two, or three where the protocol keeps no later rows apart, that validates best.
+        mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``joint``, ``generated`` or ``frozen``; ``auto``
+            is the one of the first two that validates best, or of these and ``generated`` where the protocol keeps no later
+            rows apart.
         hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
         edit_dropout: share of rows trained without an edit in mode ``joint``.
         transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.

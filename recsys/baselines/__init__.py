@@ -20,6 +20,7 @@ from recsys.baselines.persona import (
     train_configured,
     train_cross_fitted,
     train_frozen,
+    train_generated,
     train_held_back,
     train_joint,
 )
@@ -37,6 +38,7 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "apg": train_apg,
     "persona_frozen": train_frozen,
     "persona_joint": train_joint,
+    "persona_generated": train_generated,
     "host_refreshed": refresh_host,
     "persona_held_back": train_held_back,
     "persona_cross_fitted": train_cross_fitted,

@@ -1,16 +1,22 @@
-"""Persona with a single prototype: the host itself plus the editor's edit, in the four modes of training."""
+"""Persona with a single prototype: the host itself plus the editor's edit, in the five modes of training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import torch
+
 from persona.training import FitResult
 from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes, all_bytes
+from recsys.batches import Context
 from recsys.hosts import Host
 from recsys.objectives import CrossFitted, RowObjective
 from recsys.personalised import Personalised
 
 PARTS = 4
+# Rows whose mean edit a generating editor is centred on.
+CENTRED = 100_000
 
 
 def train_held_back(problem: Problem) -> Trained:
@@ -84,7 +90,7 @@ def candidates(problem: Problem) -> dict[str, Callable[[Problem], Trained]]:
     Where the protocol keeps later rows apart, an editor learns from them. Where it keeps none, rows have to be taken from the
     host, which may cost more than the edits bring, so that learning together with a host that sees all rows is tried, too.
     """
-    modes = ["held_back", "cross_fitted"] if len(problem.split.adapt) else ["held_back", "cross_fitted", "joint"]
+    modes = ["held_back", "cross_fitted"] if len(problem.split.adapt) else ["held_back", "cross_fitted", "generated"]
     return {mode: TRAINERS[mode] for mode in modes}
 
 
@@ -101,10 +107,28 @@ def train_joint(problem: Problem) -> Trained:
     return Trained(model, adaptive_bytes(host), result)
 
 
+def train_generated(problem: Problem) -> Trained:
+    """As ``train_joint``, with edits that may be as large as the layers themselves.
+
+    The editor's heads start as layers do, not at zero, and have no bound and no transfer, as DUET's generator. Beside a zero
+    start the host's own layers have learned what there is to learn before edits matter; here both learn from the first step.
+    Then the host takes in the mean edit, so that by itself it is the best that one edit for everybody makes of it.
+    """
+    host = problem.new_host()
+    editor = problem.new_editor(host, generate=True)
+    model = Personalised(host, editor)
+    result = problem.train("persona_generated", model, model.parameters(), problem.everything)
+    rows = np.random.default_rng([problem.config.seed, 61]).permutation(problem.everything)[:CENTRED]
+    items, lengths = problem.data.contexts(rows, host.config.max_length)
+    host.adaptive.add(editor.centre(model.codes(Context(torch.from_numpy(items), torch.from_numpy(lengths)))))
+    return Trained(model, adaptive_bytes(host), result)
+
+
 TRAINERS: dict[str, Callable[[Problem], Trained]] = {
     "held_back": train_held_back,
     "cross_fitted": train_cross_fitted,
     "joint": train_joint,
+    "generated": train_generated,
     "frozen": train_frozen,
 }
 

@@ -7,7 +7,7 @@ import torch
 from persona.adaptive import AdaptiveLayers
 from persona.editor import EditorConfig, ParameterEditor
 from persona.edits import FactoredEdit
-from persona.errors import ConfigError
+from persona.errors import ConfigError, MismatchError
 from tests.persona.toy import HOST, contexts, editor_for, mlp
 
 VARIANTS = [
@@ -180,3 +180,36 @@ def test_config_round_trip_and_errors():
         EditorConfig.from_dict({"context_dim": 4, "widht": 3})
     with pytest.raises(ConfigError, match="at least one"):
         ParameterEditor(config, (), torch.zeros(0))
+
+
+@by_variant
+@pytest.mark.parametrize("share", [0.0, 0.3, 2.0])
+def test_a_scaled_editor_makes_edits_of_that_share(settings, share):
+    editor = editor_for(mlp(), **settings)
+    for parameter in editor.heads.parameters():
+        torch.nn.init.normal_(parameter)
+    scaled = editor.scaled(share)
+    torch.testing.assert_close(scaled(*contexts(5)).flat(), share * editor(*contexts(5)).flat(), rtol=1e-4, atol=1e-6)
+    assert editor.config.tau == 1.0
+    with pytest.raises(ConfigError, match="from 0 up"):
+        editor.scaled(-1.0)
+
+
+def test_a_centred_editor_and_a_host_with_its_mean_edit_say_the_same():
+    module, (context, lengths), x = mlp(), contexts(7), torch.randn(7, 5)
+    layers = AdaptiveLayers(module, ("0", "2"))
+    editor = editor_for(module, transfer="none", bound="none", zero_start=False)
+    with layers.applied(editor(context, lengths)):
+        before = module(x)
+    mean = editor.centre(editor.codes(context, lengths))
+    torch.testing.assert_close(
+        editor(context, lengths).flat().mean(0), torch.zeros(mean.flat().shape[1]), rtol=0, atol=1e-6
+    )
+    layers.add(mean)
+    with layers.applied(editor(context, lengths)):
+        torch.testing.assert_close(module(x), before, rtol=1e-4, atol=1e-5)
+    with pytest.raises(MismatchError, match="of 7"):
+        layers.add(editor(context, lengths))
+    for settings in ({"bound": "tanh"}, {"bound": "none", "head": "low_rank"}):
+        with pytest.raises(ConfigError, match="full heads without a bound"):
+            editor_for(mlp(), **settings).centre(torch.zeros(1, 2, 32))

@@ -49,7 +49,10 @@ def test_help_shows_every_setting_with_its_default(capsys):
     for setting in SETTINGS:
         assert f"--{setting.name.replace('_', '-')} " in shown
         assert f"[default: {setting.default}]" in shown
-    assert "which rows the editor learns from: held_back, cross_fitted, joint or frozen; auto is the one" in shown
+    assert (
+        "which rows the editor learns from: held_back, cross_fitted, joint, generated or frozen; auto is the one"
+        in shown
+    )
 
 
 def test_only_what_was_given_arrives():

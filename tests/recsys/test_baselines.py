@@ -14,6 +14,8 @@ from recsys.baselines import METHODS, Problem, measure, train_configured, train_
 from recsys.baselines.base import FLOAT_BYTES
 from recsys.baselines.persona import PARTS
 from recsys.baselines.prototypes import training_contexts
+from recsys.batches import Context
+from recsys.personalised import Personalised
 from tests.recsys.toy import SMALL, walks
 
 
@@ -83,11 +85,16 @@ def test_the_time_of_a_refresh_and_the_parameters_beyond_the_host_are_measured(p
     assert all(0 < value < 0.1 for value in seconds.values()), "of one device"
     assert seconds["finetune_device_10"] > seconds["finetune_device_1"]
     parameters = {name: result.parameters for name, result in measured.items()}
-    editor = sum(p.numel() for p in problem.new_editor(problem.new_host()).parameters())
+    editor, generator = (
+        sum(p.numel() for p in problem.new_editor(problem.new_host(), generate=generate).parameters())
+        for generate in (False, True)
+    )
     assert all(
         parameters[name] == 0 for name in METHODS if name.startswith(("host", "train", "finetune_a", "finetune_d"))
     )
-    assert all(parameters[name] == editor for name in METHODS if name.startswith("persona"))
+    assert parameters.pop("persona_generated") == generator
+    assert parameters.pop("persona") == (generator if "generated" in measured["persona"].chosen else editor)
+    assert all(count == editor for name, count in parameters.items() if name.startswith("persona"))
     adaptive = sum(p.numel() for p in problem.new_host().adaptive_parameters())
     assert parameters["finetune_cluster"] == measured["finetune_cluster"].chosen["clusters"] * adaptive
 
@@ -148,7 +155,7 @@ def test_cross_fitting_judges_each_part_over_a_host_that_has_not_seen_it(problem
 def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
     values = {
         name: problem.validation.run(trained[name].scorer).summary[SMALL.monitor]
-        for name in ("persona_held_back", "persona_cross_fitted", "persona_joint")
+        for name in ("persona_held_back", "persona_cross_fitted", "persona_generated")
     }
     best = max(values, key=values.get).removeprefix("persona_")
     assert trained["persona"].chosen == {best: 1.0, "prototypes": trained["persona"].chosen["prototypes"]}
@@ -198,6 +205,20 @@ def test_joint_training_moves_host_and_editor(problem, trained):
     assert model.edit_dropout == SMALL.edit_dropout
     assert not same(parameters(problem.new_host()), model.host.state_dict())
     assert (model.edit(problem.validation.contexts).norm() > 0).all()
+
+
+def test_a_generating_editor_is_centred_on_the_host(problem, trained):
+    """The host alone is what it was under the mean edit: edits have none left, and what it says under them has not changed."""
+    model = trained["persona_generated"].scorer
+    rows = problem.everything
+    items, lengths = problem.data.contexts(rows, model.host.config.max_length)
+    context = Context(torch.from_numpy(items), torch.from_numpy(lengths))
+    mean, typical = model.edit(context).flat().mean(0).norm(), model.edit(context).flat().norm(dim=1).mean()
+    assert mean < 1e-4 * typical
+    plain = problem.new_host()
+    uncentred = Personalised(plain, problem.new_editor(plain, generate=True))
+    best = problem.train("persona_generated", uncentred, uncentred.parameters(), rows).best_value
+    assert problem.validation.run(model).summary[SMALL.monitor] == pytest.approx(best, abs=2e-3)
 
 
 def test_a_trained_host_knows_the_walks():

@@ -14,7 +14,7 @@ from vision.baselines import Problem
 from vision.baselines.finetune import SHARES, finetune_adaptive, finetune_interpolated, interpolated
 from vision.baselines.folds import choose, device_folds, population_folds, populations
 from vision.baselines.host import train_host
-from vision.baselines.persona import train_cross_fitted
+from vision.baselines.persona import GATES, train_cross_fitted, train_gated, train_tuned
 from vision.objectives import Mixture
 from vision.personalised import Personalised
 
@@ -85,6 +85,17 @@ def test_how_far_to_go_is_chosen_on_populations_that_neither_has_seen(unknown):
     ends = (unknown.base_host(), finetune_adaptive(unknown).classifier.host)
     expected = interpolated(*ends, trained.chosen["share"])
     assert trained.classifier.host.digest() == expected.digest()
+
+
+def test_a_gate_is_chosen_on_populations_that_the_editor_has_not_met(unknown):
+    trained, tuned = train_gated(unknown), train_tuned(unknown)
+    assert trained.chosen["gate"] in GATES
+    window = torch.randn(2, 3, trained.classifier.host.feature_dim)
+    whole = tuned.classifier.edit(window).flat()
+    torch.testing.assert_close(trained.classifier.edit(window).flat(), trained.chosen["gate"] * whole)
+    assert trained.classifier.host.digest() == tuned.classifier.host.digest()
+    # Editors that left a population out, as many as there are, decide.
+    assert {name for name in ("a", "b") if unknown.trainings.results.get(f"host_without_{name}")} == {"a", "b"}
 
 
 def test_a_mixture_takes_its_share_of_every_part(unknown):

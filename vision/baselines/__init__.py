@@ -13,7 +13,14 @@ from vision.baselines.duet import train_duet
 from vision.baselines.finetune import finetune_adaptive, finetune_all, finetune_device, finetune_interpolated
 from vision.baselines.host import train_host, train_longer
 from vision.baselines.lame import train_lame
-from vision.baselines.persona import train_cross_fitted, train_frozen, train_held_back, train_joint, train_tuned
+from vision.baselines.persona import (
+    train_cross_fitted,
+    train_frozen,
+    train_gated,
+    train_held_back,
+    train_joint,
+    train_tuned,
+)
 from vision.baselines.prototypes import train_basis, train_prototypes, train_refined
 from vision.baselines.t3a import train_t3a
 from vision.baselines.tent import train_tent
@@ -38,6 +45,7 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona_basis": train_basis,
     "persona_held_back": train_held_back,
     "persona_tuned": train_tuned,
+    "persona_gated": train_gated,
 }
 
 

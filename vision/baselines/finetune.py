@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from persona.training import FitResult
 from vision.baselines.base import Problem, Trained, adaptive_bytes, all_bytes
-from vision.baselines.folds import choose, finetuned, population_folds
+from vision.baselines.folds import Fold, choose, finetuned, population_folds
 from vision.evaluation import Evaluation, Window
 from vision.features import FeatureCache
 from vision.hosts import Host
@@ -52,17 +53,11 @@ def finetune_interpolated(problem: Problem) -> Trained:
     started = time.perf_counter()
     host = problem.base_host()
     tuned, result = finetuned(problem, "finetune_adaptive", problem.base_host(), problem.split.adapt)
-    pairs = []
-    for fold in population_folds(problem):
-        devices = np.setdiff1d(problem.split.adapt, fold.devices)
-        own, _ = finetuned(
-            problem, f"finetune_adaptive_without_{fold.name}", copy.deepcopy(fold.host), devices, fold.others
-        )
-        pairs.append((fold.host, own, problem.evaluation(fold.devices)))
+    pairs = [(fold.host, own, problem.evaluation(fold.devices)) for fold, own in tuned_folds(problem)]
     pairs = pairs or [(host, tuned, problem.validation)]
 
     def score(share: float) -> float:
-        found = [_accuracy(problem, interpolated(a, b, share), evaluation) for a, b, evaluation in pairs]
+        found = [score_of(problem, Personalised(interpolated(a, b, share)), e) for a, b, e in pairs]
         return float(np.mean(found))
 
     scores = {share: score(share) for share in SHARES}
@@ -70,6 +65,13 @@ def finetune_interpolated(problem: Problem) -> Trained:
     trained = _same_for_all(interpolated(host, tuned, share), result, time.perf_counter() - started)
     trained.chosen = {"share": share}
     return trained
+
+
+def tuned_folds(problem: Problem) -> Iterator[tuple[Fold, Host]]:
+    """Every population left out, and the host that has not seen it with its adaptive layers fine-tuned on the others."""
+    for fold in population_folds(problem):
+        name = f"finetune_adaptive_without_{fold.name}"
+        yield fold, finetuned(problem, name, copy.deepcopy(fold.host), fold.rest(problem.split.adapt), fold.others)[0]
 
 
 def interpolated(host: Host, tuned: Host, share: float) -> Host:
@@ -81,8 +83,11 @@ def interpolated(host: Host, tuned: Host, share: float) -> Host:
     return between.eval()
 
 
-def _accuracy(problem: Problem, host: Host, evaluation: Evaluation) -> float:
-    positions, logits = batched_logits(Personalised(host), evaluation, problem.features_of(host))
+def score_of(problem: Problem, model: Personalised, evaluation: Evaluation) -> float:
+    """The validation metric of ``model`` on an evaluation; features that no edit changes are computed once a body."""
+    known = problem.features_of(model.host) if model.host.shared_features else None
+    with torch.no_grad():
+        positions, logits = batched_logits(model.eval(), evaluation, known)
     return evaluation.judge(logits, positions).summary[problem.config.monitor]
 
 

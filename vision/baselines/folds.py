@@ -48,6 +48,10 @@ class Fold:
     validation: Evaluation
     others: Evaluation
 
+    def rest(self, devices: Devices) -> Devices:
+        """Those of ``devices`` that are not in the part."""
+        return np.setdiff1d(devices, self.devices)
+
 
 def populations(problem: Problem) -> list[str]:
     """The populations to leave out in turn; none where those that the host is deployed on are known."""

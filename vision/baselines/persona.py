@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from vision.baselines.base import Devices, Problem, Trained
 from vision.baselines.duet import payload
-from vision.baselines.finetune import finetune_adaptive, finetune_interpolated
+from vision.baselines.finetune import finetune_adaptive, finetune_interpolated, interpolated, score_of, tuned_folds
 from vision.baselines.folds import device_folds, population_folds, populations
+from vision.evaluation import Evaluation
 from vision.hosts import Host
 from vision.objectives import Mixture
 from vision.personalised import Personalised
+
+# Shares of an edit that a gate may let through.
+GATES = (0.0, 0.25, 0.5, 1.0)
 
 
 def train_held_back(problem: Problem) -> Trained:
@@ -92,13 +98,56 @@ def train_tuned(problem: Problem) -> Trained:
     return trained
 
 
-def _edit_fixed(problem: Problem, name: str, devices: Devices, host: Host | None = None) -> Trained:
-    """Train an editor of the base host, or of another one that stands on the same settings."""
-    model = problem.personalise(host or problem.base_host(), fixed_host=True)
+def train_gated(problem: Problem) -> Trained:
+    """``train_tuned`` behind a gate: how much of an edit is applied is chosen on populations that neither host nor editor has
+    met, where the one at test is unknown, else on validation devices. Without any it is the layers that all devices receive.
+    """
+    started = time.perf_counter()
+    trained = train_tuned(problem)
+    pairs = []
+    for fold, own in tuned_folds(problem):
+        host = interpolated(fold.host, own, trained.chosen["share"])
+        name, devices = f"persona_tuned_without_{fold.name}", fold.rest(problem.split.adapt)
+        edited = _edit_fixed(problem, name, devices, host, known=fold.known, validation=fold.others)
+        pairs.append((_personalised(edited), problem.evaluation(fold.devices)))
+    pairs = pairs or [(_personalised(trained), problem.validation)]
+
+    def score(gate: float) -> float:
+        return float(np.mean([score_of(problem, _gated(model, gate), evaluation) for model, evaluation in pairs]))
+
+    scores = {gate: score(gate) for gate in GATES}
+    trained.chosen = {**trained.chosen, "gate": max(scores, key=lambda gate: scores[gate])}
+    trained.classifier = _gated(_personalised(trained), trained.chosen["gate"])
+    trained.seconds = time.perf_counter() - started
+    return trained
+
+
+def _gated(model: Personalised, gate: float) -> Personalised:
+    assert model.editor is not None
+    return Personalised(model.host, model.reader, model.editor.scaled(gate), fixed_host=True).eval()
+
+
+def _edit_fixed(
+    problem: Problem,
+    name: str,
+    devices: Devices,
+    host: Host | None = None,
+    *,
+    known: Devices | None = None,
+    validation: Evaluation | None = None,
+) -> Trained:
+    """Train an editor of the base host, or of another one that stands on the same settings and learned from ``known``."""
+    model = problem.personalise(host or problem.base_host(), known, fixed_host=True)
     started = time.perf_counter()
     assert model.editor is not None
     result = problem.train(
-        name, model, model.editor.parameters(), devices, keep_start=True, fit_config=problem.config.editor_fit()
+        name,
+        model,
+        model.editor.parameters(),
+        devices,
+        keep_start=True,
+        fit_config=problem.config.editor_fit(),
+        validation=validation,
     )
     return Trained(
         model,
