@@ -94,7 +94,7 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
         model = trained_model(problem)
         assert model.editor is not None
         evaluation = problem.evaluation(problem.split.train if config.mode == "frozen" else problem.split.adapt)
-        codes, owners = window_codes(model, evaluation, problem.features)
+        codes, owners = window_codes(model, evaluation, problem.features_of(model.host))
         choice = _choose(problem, model, codes, owners)
         fitted = fit_bank(model.editor, codes, choice.k, seed=config.seed, users=torch.from_numpy(owners))
         report = {"choice": choice.as_dict(), "devices": len(evaluation.devices), "windows": len(codes)}
@@ -142,7 +142,7 @@ def _choose(problem: Problem, model: Personalised, codes: Tensor, owners: Any) -
 
     def score(bank: PrototypeBank) -> float:
         served = ServedAtLevel(model, Server(editor, bank), "prototype")
-        positions, logits = batched_logits(served, problem.validation, problem.features)
+        positions, logits = batched_logits(served, problem.validation, problem.features_of(model.host))
         return problem.validation.judge(logits, positions).summary["accuracy"]
 
     users = torch.from_numpy(owners)
@@ -269,7 +269,7 @@ def refine_bank(config: VisionConfig, work: VisionWorkspace, limits: RefineConfi
             _described(_refined_text(refinement, served), changes),
             bank_metrics(refinement.bank, refinement) | _summary(measured) | as_metrics(changes),
             refinement_tags(refinement.bank, refinement) | {"data_digest": problem.data.digest, "served": str(served)},
-            _sampled(child, problem, *window_codes(model, problem.test, problem.features)),
+            _sampled(child, problem, *window_codes(model, problem.test, problem.features_of(model.host))),
             _moved(refinement),
         )
         registered = _log_version(problem, child, measured, version, candidate=served)
@@ -317,7 +317,9 @@ def _log_version(
 def _against_host(problem: Problem, classifier: Classifier) -> tuple[dict[str, Evaluated], dict[str, SeedsInterval]]:
     """What a bank achieves on the test devices by level, and the gain of its prototypes over the host."""
     measured = vision_snapshots.at_levels(problem, classifier, SERVED)
-    positions, logits = batched_logits(Personalised(classifier.model.host), problem.test, problem.features)
+    positions, logits = batched_logits(
+        Personalised(classifier.model.host), problem.test, problem.features_of(classifier.model.host)
+    )
     host = _measured("host", problem.test.judge(logits, positions))
     return measured, deltas(_measured(PROTOTYPE, measured[PROTOTYPE]), host, _PREFIX, METRICS)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from vision.objectives import LossConfig
     from vision.protocols import SplitConfig
 
-MODES = ("held_back", "cross_fitted", "joint", "frozen")
+MODES = ("held_back", "cross_fitted", "tuned", "gated", "joint", "frozen")
 LEARNS = ("all", "classifier")
 # Larger has to be better, so logloss and ece are none of them.
 MONITORS = ("accuracy", "accuracy_worst", "accuracy_pooled")
@@ -64,8 +64,9 @@ class VisionConfig(Settings):
         min_epochs: patience is not counted before.
         learning_rate: of Adam, for hosts.
         weight_decay: decoupled.
-        mode: which devices the editor learns from: ``held_back``, ``cross_fitted``,
-            ``joint`` or ``frozen``.
+        mode: which devices the editor learns from, and over which host: ``held_back``, ``cross_fitted``, ``tuned`` (over adaptive
+            layers that were fine-tuned for everybody), ``gated`` (the same, and validation chooses how much of an edit is
+            applied), ``joint`` or ``frozen``.
         adaptive: what an edit changes: ``classifier``, ``norms`` or ``all``.
         context: what the editor reads: ``images``, ``pooled``, ``features``, ``beliefs`` or ``classes``.
         devices_per_batch: windows a step of the editor's training.

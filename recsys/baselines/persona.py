@@ -1,4 +1,4 @@
-"""Persona with a single prototype: the host itself plus the editor's edit, in the five modes of training."""
+"""Persona with a single prototype: the host itself plus the editor's edit, in its modes of training."""
 
 from __future__ import annotations
 

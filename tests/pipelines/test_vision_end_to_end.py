@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -15,6 +16,7 @@ from persona.errors import ConfigError, DataError
 from pipelines import snapshots, vision_answers
 from pipelines.cli import main
 from pipelines.vision_workspace import VisionWorkspace
+from vision.baselines import Problem
 from vision.classifier import Classifier
 
 pytestmark = pytest.mark.slow
@@ -126,6 +128,23 @@ def test_the_registered_model_answers_like_the_bundle(place):
         assert frame["class"].tolist() == expected.classes
         assert set(frame["level"]) == {level}
     assert vision_answers.load_classifier("models:/persona-vision/1").host_digest == classifier.host_digest
+
+
+def test_every_mode_is_released_alike(place, tmp_path, monkeypatch):
+    """A gated editor stands on a host with other layers than the one that was pretrained, which is what is packed."""
+    shutil.copytree(place / "work", tmp_path / "work")
+    go_to(tmp_path, monkeypatch)
+    modes = ("--mode", "gated", "--adaptive", "classifier")
+    made = persona("prototypes", *modes, "--prototypes", "2")
+    released = persona("release", *modes)
+    assert released["bank"] == made["version"]
+    classifier = Classifier.load(tmp_path / "work" / "bundle")
+    space = VisionWorkspace(tmp_path / "work")
+    problem = Problem(space.data(), space.settings({}))
+    assert problem.config.mode == "gated"
+    assert classifier.host_digest == released["host_digest"] != Classifier.load(place / "work" / "bundle").host_digest
+    replayed = persona("replay")
+    assert replayed["accuracy"]["edit"] == pytest.approx(released["metrics"]["accuracy"])
 
 
 def test_files_are_classified_and_what_is_wrong_is_said(place, tmp_path):
