@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from persona.checkpoints import CHECKPOINT
 from persona.errors import ConfigError, MismatchError
 from persona.execution import Execution, Objective, Part
+from persona.runtime import keep_freed_memory
 
 __all__ = ["CHECKPOINT", "Execution", "FitConfig", "FitResult", "Objective", "Part", "fit"]
 
@@ -113,6 +114,7 @@ def fit(
         ConfigError: the loss is not finite.
         MismatchError: the folder holds a checkpoint of another configuration, or about something else.
     """
+    keep_freed_memory()
     work = execution(module, list(parameters), objective, config, folder)
     run = _Run(work, objective, config, about or {})
     resumed = run.resume()
