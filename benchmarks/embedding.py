@@ -16,6 +16,7 @@ from persona import runtime
 
 runtime.set_environment()
 runtime.configure(threads=1)
+runtime.keep_freed_memory()  # as training does
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402

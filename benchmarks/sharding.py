@@ -76,6 +76,7 @@ def forget_peak() -> None:
 def work(items: int, events: int, optimizer: str, folder: str) -> None:
     """What one process does; it leaves its numbers in ``folder``."""
     runtime.configure(threads=1)
+    runtime.keep_freed_memory()  # as training does
     from itertools import islice
 
     import numpy as np
