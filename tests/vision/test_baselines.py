@@ -191,3 +191,16 @@ def test_the_upper_bound_never_sees_the_label_it_predicts():
         outputs[-1] = tuned.predict(Window(data.tensor(np.arange(6)), np.arange(6), 6))
     assert torch.equal(outputs[0][2], outputs[1][2])
     assert not torch.equal(outputs[0][3], outputs[1][3])
+
+
+def test_the_upper_bound_learns_every_class_where_images_come_class_after_class(monkeypatch):
+    """Labels 0 1 2 3 4 0 1 2 3 4 ..: folds by place would each leave out one class wholly."""
+    data = toy_images(devices=1, per_device=20, classes=5, size=16)
+    data = replace(data, labels=np.arange(20) % 5)
+    seen = []
+    tuned = DeviceFinetuning(fresh_host(adaptive="classifier"), data, 1e-3)
+    monkeypatch.setattr(tuned, "_tuned", lambda positions: seen.append(set(data.labels[positions])) or tuned.host)
+    tuned.start(0)
+    assert len(seen) == 5
+    assert all(len(classes) == 5 for classes in seen)
+    assert sorted(tuned.logits) == list(range(20))

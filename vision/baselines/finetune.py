@@ -116,7 +116,8 @@ class DeviceFinetuning:
     def start(self, device: int) -> None:
         """Fine-tune on this device, fold by fold."""
         positions = self.data.positions_of(np.array([device]))
-        fold = np.arange(len(positions)) % FOLDS
+        # At random: where images come class after class, every fold would leave out whole classes.
+        fold = np.random.default_rng([71, device]).permutation(len(positions)) % FOLDS
         self.logits = {}
         for k in range(min(FOLDS, len(positions))):
             tuned = self._tuned(positions[fold != k])
