@@ -81,9 +81,8 @@ class LayerEdit(ABC):
             MismatchError: the leading dimension of x is not the edit's batch size.
         """
         if self.batch_size == 1:
-            dense = self.dense()
-            edited_bias = bias if dense.bias is None or bias is None else bias + dense.bias[0]
-            return functional.linear(x, weight + dense.weight[0].T, edited_bias)
+            edited = weight + self.dense().weight[0].T
+            return functional.linear(x, edited, _edited_bias(bias, self.bias))
         if x.shape[0] != self.batch_size:
             raise MismatchError(
                 f"the edit is for {self.batch_size} devices, but the input has {x.shape[0]} rows: "
@@ -198,14 +197,20 @@ class FactoredEdit(LayerEdit):
         rows, (out, inner) = x.numel() // x.shape[-1], self.shape()
         if self.batch_size > 1 or rows * (inner + out) > inner * out:
             return super().linear(x, weight, bias)
-        change = self.delta(x.reshape(1, rows, inner))
-        if self.bias is not None:
-            change = change + self.bias.unsqueeze(1)
-        return functional.linear(x, weight, bias) + change.reshape(*x.shape[:-1], out)
+        u, v = (factor if factor.ndim == 2 else factor[0] for factor in (self.u, self.v))
+        flat = x.reshape(rows, inner)
+        # The host's sum comes first, and the change is added to it by the product: no other matrix of this size is made.
+        plain = functional.linear(flat, weight, _edited_bias(bias, self.bias))
+        return plain.addmm_(flat @ v.T @ self.core[0].T, u.T).reshape(*x.shape[:-1], out)
 
     def scale_weight(self, factor: Tensor) -> FactoredEdit:
         """Multiply dW by ``factor`` (B,)."""
         return replace(self, core=self.core * factor[:, None, None])
+
+
+def _edited_bias(bias: Tensor | None, change: Tensor | None) -> Tensor | None:
+    """b + db of one device, where the layer has a bias."""
+    return bias if bias is None or change is None else bias + change[0]
 
 
 def _add(a: LayerEdit, b: LayerEdit) -> LayerEdit:
