@@ -10,7 +10,8 @@ Shapes: U units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,19 +114,35 @@ class Row:
         """Plain values for JSON."""
         return asdict(self) | {"differences": {name: d.as_dict() for name, d in self.differences.items()}}
 
-    def gains(self, named: Callable[[str], str] = str) -> dict[str, float]:
-        """Differences to the host with their intervals as single numbers, under names that say so.
-
-        Args:
-            named: the full name of a metric, for example with its protocol.
-        """
+    def gains(self, protocol: str) -> dict[str, float]:
+        """Differences to the host with their intervals as single numbers, under names that say so."""
         found = {}
         for metric, difference in self.differences.items():
-            name = f"{named(metric)}_vs_host"
+            name = f"{metric_name(protocol, metric)}_vs_host"
             found[name] = difference.interval.mean
             found[f"{name}_low"] = difference.interval.low
             found[f"{name}_high"] = difference.interval.high
         return found
+
+    def logged(self, protocol: str) -> dict[str, float]:
+        """All numbers of the method, as a run holds them."""
+        cost = {"training_seconds": self.seconds, "refresh_bytes": float(self.refresh_bytes)}
+        measured = {"refresh_seconds": self.refresh_seconds, "parameters": self.parameters}
+        metrics = {metric_name(protocol, name): value for name, value in self.metrics.items()}
+        return metrics | self.gains(protocol) | cost | {k: float(v) for k, v in measured.items() if v is not None}
+
+
+def metric_name(protocol: str, metric: str) -> str:
+    """The name under which ``metric`` is logged; the protocol is part of it: ``time/ndcg_10``.
+
+    ``ndcg@10`` is taken as ``ndcg_10``. Raises ConfigError where MLflow would refuse the name.
+    """
+    name = f"{protocol}/{metric.replace('@', '_')}"
+    if not re.fullmatch(r"[\w\-. :]+/[\w\-. :]+", name, re.ASCII):
+        raise ConfigError(
+            f"the metric name {name!r} cannot be logged: use letters, digits, '_', '-', '.', ':' and spaces in both parts"
+        )
+    return name
 
 
 def with_host(methods: Sequence[str], known: Collection[str]) -> list[str]:

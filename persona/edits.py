@@ -209,7 +209,7 @@ class FactoredEdit(LayerEdit):
 
 
 def _edited_bias(bias: Tensor | None, change: Tensor | None) -> Tensor | None:
-    """b + db of one device, where the layer has a bias."""
+    """The sum b + db of one device, where the layer has a bias."""
     return bias if bias is None or change is None else bias + change[0]
 
 

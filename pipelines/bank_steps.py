@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.comparison import Measured
+from persona.comparison import Measured, metric_name
 from persona.errors import ConfigError
 from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refinement, Server
 from persona.prototypes import refine as refine_bank
@@ -37,7 +37,6 @@ from recsys.bank import BankConfig, FittedBank, Notify, evaluate_levels, fit_pro
 from recsys.baselines import Problem, train_configured
 from recsys.config import RecsysConfig
 from recsys.evaluation import Evaluated, Evaluation
-from recsys.metrics import metric_name
 from recsys.personalised import Personalised
 from recsys.recommender import Recommender
 from recsys.windows import Window

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from persona.comparison import Measured
+from persona.comparison import Measured, metric_name
 from persona.storage import digest_json
 from pipelines import snapshots
 from pipelines.snapshots import INPUT, ITEM, RANK, TITLE, UNIT, Snapshot
@@ -22,7 +22,6 @@ from recsys.baselines import Problem
 from recsys.baselines.prototypes import ServedAtLevel
 from recsys.batches import Context
 from recsys.evaluation import ROWS, Evaluated, Evaluation
-from recsys.metrics import metric_name
 from recsys.recommender import Recommender
 from recsys.sequences import SequenceData
 

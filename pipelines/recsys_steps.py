@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from persona.comparison import Measured, Row, compare, with_host
+from persona.comparison import Measured, Row, compare, metric_name, with_host
 from persona.errors import ConfigError, DataError
 from persona.ranks import current
 from persona.storage import read_json, write_json
@@ -27,7 +26,6 @@ from recsys.bank import served_bank
 from recsys.baselines import METHODS, Problem, Trained, measure, train_configured
 from recsys.config import RecsysConfig
 from recsys.log.streaming import PreparedLog
-from recsys.metrics import metric_name
 from recsys.personalised import Personalised
 from recsys.preparing import prepare_log
 from recsys.recommender import Recommendation, Recommender
@@ -223,7 +221,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
             "host_digest": recommender.host_digest,
             "data_digest": data.digest,
             **tracking.commit_tags(),
-            **compare([measured])[1].gains(partial(metric_name, config.protocol)),
+            **compare([measured])[1].gains(config.protocol),
         }
         bank = recommender.bank
         version, k = (bank.version, len(bank)) if bank is not None else ("", 0)
@@ -345,7 +343,7 @@ def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured
     for row in rows:
         with tracking.run(f"{protocol} {row.method}", tags={"method": row.method, "protocol": protocol}):
             tracking.log_params({"method": row.method, "protocol": protocol, "host": config.host, "seeds": len(seeds)})
-            tracking.log_metrics_batch(_logged(row, protocol))
+            tracking.log_metrics_batch(row.logged(protocol))
             tracking.log_epochs(seeds[0][row.method].history, prefix=f"{protocol}/seed{config.seed}/")
     tracking.log_json(comparison.as_dict(), f"comparison/{protocol}.json")
     figure = figures.method_comparison(rows, headlines, protocol, len(seeds))
@@ -354,14 +352,6 @@ def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured
     curves = figures.learning_curves(histories, config.monitor, protocol)
     tracking.log_figure(curves, f"figures/learning_curves_{protocol}.png")
     return comparison
-
-
-def _logged(row: Row, protocol: str) -> dict[str, float]:
-    named = partial(metric_name, protocol)
-    metrics = {named(k): v for k, v in row.metrics.items()} | row.gains(named)
-    cost = {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
-    measured = {"refresh_seconds": row.refresh_seconds, "parameters": row.parameters}
-    return metrics | cost | {name: float(value) for name, value in measured.items() if value is not None}
 
 
 def _log_data(made: PreparedLog, source: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from persona.comparison import metric_name
 from persona.errors import ConfigError
 from persona.storage import write_json
 from pipelines import replay_figures, tracking
@@ -14,7 +15,6 @@ from pipelines.workspace import Workspace
 from recsys.baselines import Problem, train_configured
 from recsys.baselines.prototypes import SIZES, best_bank
 from recsys.config import RecsysConfig
-from recsys.metrics import metric_name
 from recsys.personalised import Personalised
 from recsys.replay import METRICS, ReplayConfig, report
 from recsys.replay import replay as replay_stream

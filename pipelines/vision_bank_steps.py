@@ -14,17 +14,15 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from persona.comparison import Measured
+from persona.comparison import Measured, metric_name
 from persona.errors import ConfigError, DataError
 from persona.prototypes import (
-    Choice,
     HeadMetric,
     PrototypeBank,
     RefineConfig,
     Refinement,
     Server,
     UserStatistics,
-    choose_k,
     fit_bank,
     refine,
 )
@@ -41,23 +39,22 @@ from pipelines.bank_registry import (
     register_bank,
     sample_edits,
 )
-from pipelines.vision_snapshots import METRICS, PROTOCOL, PROTOTYPE
+from pipelines.vision_snapshots import METRICS, PROTOTYPE
 from pipelines.vision_steps import EXPERIMENT, OnEpoch, served_by
 from pipelines.vision_workspace import VisionWorkspace
-from vision.baselines import Problem, train_method
+from vision.baselines import Problem, adapt_codes, choose_size, personalised, train_configured
 from vision.classifier import LEVELS, Classifier
 from vision.config import VisionConfig
 from vision.evaluation import Evaluated
 from vision.objectives import batched_logits
 from vision.personalised import Personalised
-from vision.prototypes import ServedAtLevel, fit_distinct, window_codes, window_statistics
+from vision.protocols import PROTOCOL
+from vision.prototypes import window_codes, window_statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL = "persona-vision-prototypes"
-# How far below the best validation accuracy a smaller bank may be.
-TOLERANCE = 0.002
 # Levels at which versions of a bank differ.
 SERVED = (PROTOTYPE, "basis")
 _PREFIX = f"{PROTOCOL} {PROTOTYPE}"
@@ -93,11 +90,11 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
         problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
         model = trained_model(problem)
         assert model.editor is not None
-        evaluation = problem.evaluation(problem.split.train if config.mode == "frozen" else problem.split.adapt)
-        codes, owners = window_codes(model, evaluation, problem.features_of(model.host))
-        choice = _choose(problem, model, codes, owners)
+        codes, owners = adapt_codes(problem, model)
+        choice = choose_size(problem, model, codes, owners)
         fitted = fit_bank(model.editor, codes, choice.k, seed=config.seed, users=torch.from_numpy(owners))
-        report = {"choice": choice.as_dict(), "devices": len(evaluation.devices), "windows": len(codes)}
+        devices = len(np.unique(owners))
+        report = {"choice": choice.as_dict(), "devices": devices, "windows": len(codes)}
         work.lineage(model.editor.host).save(fitted.bank, fitted.statistics, report)
         classifier = Classifier(model, problem.data.class_names, problem.data.image_shape, bank=fitted.bank)
         measured, changes = _against_host(problem, classifier)
@@ -106,10 +103,8 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
             "gallery": vision_figures.gallery(problem.data, owners, fitted.labels.numpy(), len(fitted.bank)),
             "prototype_map": bank_figures.prototype_map(server_of(classifier), codes),
         }
-        scores = {f"accuracy_k{c.k}": c.score for c in choice.candidates}
-        text = (
-            f"{len(fitted.bank)} prototypes, fitted on {len(codes):,} windows of {len(evaluation.devices):,} devices."
-        )
+        scores = {f"{config.monitor}_k{c.k}": c.score for c in choice.candidates}
+        text = f"{len(fitted.bank)} prototypes, fitted on {len(codes):,} windows of {devices:,} devices."
         version = BankVersion(
             fitted.bank,
             server_of(classifier),
@@ -126,27 +121,10 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
 
 def trained_model(problem: Problem) -> Personalised:
     """The model that ``edit`` trained, whose edits carry the digest of their host."""
-    model = train_method(f"persona_{problem.config.mode}", problem).classifier
-    assert isinstance(model, Personalised)
+    model = personalised(train_configured(problem)[1])
     assert model.editor is not None
     model.editor.host = model.host.digest()
     return model
-
-
-def _choose(problem: Problem, model: Personalised, codes: Tensor, owners: Any) -> Choice:
-    """The smallest of 1, 4, 16 .. prototypes that validation hardly tells from the best."""
-    assert model.editor is not None
-    editor = model.editor
-    most = len(fit_distinct(editor, codes, problem.config.prototypes, seed=problem.config.seed).bank)
-    ks = sorted({min(4**i, most) for i in range(5)})
-
-    def score(bank: PrototypeBank) -> float:
-        served = ServedAtLevel(model, Server(editor, bank), "prototype")
-        positions, logits = batched_logits(served, problem.validation, problem.features_of(model.host))
-        return problem.validation.judge(logits, positions).summary["accuracy"]
-
-    users = torch.from_numpy(owners)
-    return choose_k(editor, codes, ks, score, tolerance=TOLERANCE, seeds=(0, 1), users=users)
 
 
 @dataclass(frozen=True)
@@ -329,12 +307,14 @@ def _measured(name: str, found: Evaluated) -> Measured:
 
 
 def _summary(measured: Mapping[str, Evaluated]) -> dict[str, float]:
-    return {f"{PROTOCOL} {level}/{name}": v for level, e in measured.items() for name, v in e.summary.items()}
+    return {
+        metric_name(f"{PROTOCOL} {level}", name): v for level, e in measured.items() for name, v in e.summary.items()
+    }
 
 
 def _behind(changes: Mapping[str, SeedsInterval]) -> bool:
     """Whether the accuracy of prototypes is surely below that of the parent's."""
-    accuracy = changes.get(f"{_PREFIX}/accuracy_vs_parent")
+    accuracy = changes.get(f"{metric_name(_PREFIX, 'accuracy')}_vs_parent")
     return accuracy is not None and accuracy.interval.high < 0
 
 

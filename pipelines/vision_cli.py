@@ -26,7 +26,7 @@ STREAMS_HELP = (
     "By default abrupt for digits that are not divided, and none elsewhere."
 )
 # A first run compares these; `evaluate` compares all methods.
-FIRST_METHODS = "host,batch_norm,tent,t3a,lame,finetune_adaptive,persona_prototypes,persona_held_back"
+FIRST_METHODS = "host,batch_norm,tent,t3a,lame,finetune_adaptive,persona_prototypes,persona_held_back,persona"
 
 WorkOption = Annotated[Path, typer.Option("--work", help=WORK_HELP)]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.comparison import Measured
+from persona.comparison import Measured, metric_name
 from persona.storage import digest_json
 from pipelines import snapshots
 from pipelines.snapshots import INPUT, ITEM, RANK, TITLE, UNIT, Snapshot
@@ -19,11 +19,11 @@ from vision.classifier import Classifier
 from vision.evaluation import Evaluated
 from vision.images import DeviceImages
 from vision.objectives import batched_logits
+from vision.protocols import PROTOCOL
 from vision.prototypes import ServedAtLevel
 
 # Metrics that decide; the rest is in the run.
 METRICS = ("accuracy", "logloss")
-PROTOCOL = "stream"
 # The level at which prototypes alone answer, and its name behind the protocol.
 PROTOTYPE = "prototype"
 # Devices whose answers are kept.
@@ -71,7 +71,7 @@ def taken(
     groups = [data.groups[d] for d in devices]
     known = len(set(groups)) > 1 and all(groups)
     metrics = {
-        f"{PROTOCOL} {label}".strip() + f"/{name}": values[name]
+        metric_name(f"{PROTOCOL} {label}".strip(), name): values[name]
         for label, values in measured.items()
         for name in METRICS
         if name in values

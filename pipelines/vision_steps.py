@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from persona.comparison import Measured, Row, compare, with_host
+from persona.comparison import Measured, Row, compare, metric_name, with_host
 from persona.prototypes import Lineage
 from persona.storage import write_json
 from persona.training import FitResult
 from pipelines import figures, registry, snapshots, tracking, vision_figures, vision_registry, vision_snapshots
 from pipelines.vision_workspace import VisionWorkspace
 from vision import catalogue
-from vision.baselines import METHODS, Problem, measure, train_method
+from vision.baselines import METHODS, Problem, measure, personalised, train_configured
 from vision.classifier import Classifier
 from vision.config import VisionConfig
 from vision.hosts.config import SMALL_IMAGES
 from vision.images import DeviceImages
 from vision.personalised import Personalised
+from vision.protocols import PROTOCOL
 from vision.sources import ImageReport, read_images
 from vision.streams import StreamConfig, stream_suite
 
@@ -162,8 +163,8 @@ def edit(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | None =
     """Train the parameter editor in the mode of the settings (and its host, if it is not there yet)."""
 
     def train(problem: Problem) -> tuple[str, FitResult]:
-        name = f"persona_{config.mode}"
-        return name, train_method(name, problem).result
+        mode, trained = train_configured(problem)
+        return f"persona_{mode}", trained.result
 
     return _train_step("edit", config, work, train, on_epoch)
 
@@ -256,8 +257,7 @@ def _log_comparison(comparison: Comparison, config: VisionConfig) -> None:
     for row in comparison.rows:
         with tracking.run(row.method, tags={"method": row.method}):
             tracking.log_params({"method": row.method, "host": config.host, "seeds": comparison.seeds})
-            cost = {"training_seconds": row.seconds, "refresh_bytes": float(row.refresh_bytes)}
-            tracking.log_metrics_batch(row.metrics | row.gains() | cost)
+            tracking.log_metrics_batch(row.logged(PROTOCOL))
             tracking.log_epochs(comparison.of(row.method)[0].history, prefix=f"seed{config.seed}/")
     tracking.log_json(comparison.as_dict(), "comparison/devices.json")
     figure = figures.method_comparison(comparison.rows, HEADLINES, "devices", comparison.seeds)
@@ -279,24 +279,27 @@ class Released:
 
 def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | None = None) -> Released:
     """Pack host, editor and the head of the prototype versions as a bundle, register it and call it the candidate."""
-    method = f"persona_{config.mode}"
     tracking.connect(EXPERIMENT)
     with tracking.run("release", tags={"step": "release"}):
         tracking.log_params(config.as_dict())
         problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
+        mode, trained = train_configured(problem)
+        method = f"persona_{mode}"
         measured = {name: measure(problem, name) for name in ("host", method)}
-        metrics = measured[method].summary
-        classifier = pack(problem, work, metrics)
+        metrics = {metric_name(PROTOCOL, name): value for name, value in measured[method].summary.items()}
+        classifier = pack(personalised(trained), problem, work, metrics)
         classifier.save(work.bundle)
         tracking.log_metrics_batch(metrics)
         bank = "" if classifier.bank is None else classifier.bank.version
         tags = {
-            **{name: getattr(config, name) for name in ("host", "adaptive", "mode", "seed")},
+            **{name: getattr(config, name) for name in ("host", "adaptive", "seed")},
+            "mode": mode,
+            "protocol": PROTOCOL,
             "host_digest": classifier.host_digest,
             "data_digest": problem.data.digest,
             "bank": bank,
             **tracking.commit_tags(),
-            **compare([measured])[1].gains(),
+            **compare([measured])[1].gains(PROTOCOL),
         }
         snapshots.log(vision_snapshots.of_release(problem, measured[method], classifier))
         registered = vision_registry.register(work.bundle, classifier, tags, metrics)
@@ -304,11 +307,9 @@ def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | Non
     return Released(work.bundle, registered, classifier.host_digest, bank, metrics)
 
 
-def pack(problem: Problem, work: VisionWorkspace, metrics: Mapping[str, float]) -> Classifier:
+def pack(model: Personalised, problem: Problem, work: VisionWorkspace, metrics: Mapping[str, float]) -> Classifier:
     """The trained model with its classes, and the bank that is served if there is one of this very model."""
     config, data = problem.config, problem.data
-    model = train_method(f"persona_{config.mode}", problem).classifier
-    assert isinstance(model, Personalised)
     info = {"settings": config.as_dict(), "metrics": dict(metrics), "data_digest": data.digest, "parent": None}
     classifier = Classifier(model, data.class_names, data.image_shape, info)
     lineage = work.lineage(classifier.host_digest)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from persona.edits import Edit
-from persona.errors import ConfigError, DataError
+from persona.errors import ConfigError
 from persona.prototypes import (
     Assigner,
     Choice,
@@ -268,29 +268,22 @@ def _sample(count: int, limit: int, seed: int) -> Tensor:
 
 
 def _choose(problem: Problem, model: Personalised, codes: Tensor, users: Tensor, config: BankConfig) -> Choice:
-    """K by validation and stability; sizes for which there are too few distinct edits are not tried."""
+    """K by validation and stability."""
     assert model.editor is not None
     host, monitor = at_level(model, None, "host"), problem.config.monitor
     rows = _sample(len(codes), CHOICE_CONTEXTS, problem.config.seed)
 
     gain = problem.validation.run(model).summary[monitor] - problem.validation.run(host).summary[monitor]
-    sizes = config.sizes
-    while True:
-        try:
-            return choose_k(
-                model.editor,
-                codes[rows],
-                sizes,
-                lambda bank: _alone(problem, model, bank),
-                tolerance=config.tolerance * max(gain, 0.0),
-                users=users[rows],
-                space=config.space,
-                min_stability=config.min_stability,
-            )
-        except DataError:
-            if len(sizes) == 1:
-                raise
-            sizes = sizes[:-1]
+    return choose_k(
+        model.editor,
+        codes[rows],
+        config.sizes,
+        lambda bank: _alone(problem, model, bank),
+        tolerance=config.tolerance * max(gain, 0.0),
+        users=users[rows],
+        space=config.space,
+        min_stability=config.min_stability,
+    )
 
 
 def _alone(problem: Problem, model: Personalised, bank: PrototypeBank) -> float:

@@ -15,7 +15,6 @@ and the rank is the mean position 1 + g + t/2. AUC counts a tie as half a win. K
 Letters: E events, N negatives, U distinct users; results per user are aligned with ``np.unique(users)``.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,19 +25,6 @@ from persona.errors import ConfigError, DataError
 CUTOFFS = (5, 10, 20)
 
 Floats = NDArray[np.floating]
-
-
-def metric_name(protocol: str, metric: str) -> str:
-    """The name under which ``metric`` is logged; the protocol is part of it: ``time/ndcg_10``.
-
-    ``ndcg@10`` is taken as ``ndcg_10``. Raises ConfigError where MLflow would refuse the name.
-    """
-    name = f"{protocol}/{metric.replace('@', '_')}"
-    if not re.fullmatch(r"[\w\-. :]+/[\w\-. :]+", name, re.ASCII):
-        raise ConfigError(
-            f"the metric name {name!r} cannot be logged: use letters, digits, '_', '-', '.', ':' and spaces in both parts"
-        )
-    return name
 
 
 def tie_counts(scores: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

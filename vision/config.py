@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from vision.objectives import LossConfig
     from vision.protocols import SplitConfig
 
-MODES = ("held_back", "cross_fitted", "tuned", "gated", "joint", "frozen")
+MODES = ("auto", "held_back", "cross_fitted", "tuned", "gated", "joint", "frozen")
 LEARNS = ("all", "classifier")
 # Larger has to be better, so logloss and ece are none of them.
 MONITORS = ("accuracy", "accuracy_worst", "accuracy_pooled")
@@ -66,7 +66,7 @@ class VisionConfig(Settings):
         weight_decay: decoupled.
         mode: which devices the editor learns from, and over which host: ``held_back``, ``cross_fitted``, ``tuned`` (over adaptive
             layers that were fine-tuned for everybody), ``gated`` (the same, and validation chooses how much of an edit is
-            applied), ``joint`` or ``frozen``.
+            applied), ``joint`` or ``frozen``; ``auto`` tries those that validation can tell apart and takes the best.
         adaptive: what an edit changes: ``classifier``, ``norms`` or ``all``.
         context: what the editor reads: ``images``, ``pooled``, ``features``, ``beliefs`` or ``classes``.
         devices_per_batch: windows a step of the editor's training.
@@ -110,7 +110,7 @@ class VisionConfig(Settings):
     min_epochs: int = 0
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    mode: str = "held_back"
+    mode: str = "auto"
     adaptive: str = "all"
     context: str = "pooled"
     devices_per_batch: int = 16

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from persona.errors import ConfigError, DataError, nearest
 from vision.images import DeviceImages
 
+# In the names of metrics: windows of devices that nobody has learned from, in stream order.
+PROTOCOL = "stream"
 PARTS = ("train", "adapt", "validation", "test")
 
 Devices = NDArray[np.int64]

@@ -77,7 +77,7 @@ def choose_k(
     Args:
         editor: that made the codes.
         codes: (N, L, d) of the training contexts.
-        ks: sizes to try.
+        ks: sizes to try; one for which there are too few distinct edits is left out, unless none is smaller.
         score: of a bank on validation data, never on test data; larger is better.
         tolerance: how far below the best mean score the chosen K may be.
         seeds: of partitions and halves; at least two.
@@ -88,19 +88,24 @@ def choose_k(
 
     Raises:
         ConfigError: no K, fewer than two seeds, or a negative tolerance.
-        DataError: a score is not finite.
+        DataError: a score is not finite, or there are too few distinct edits for the smallest size.
     """
     if not ks or len(set(seeds)) < 2 or tolerance < 0:
         raise ConfigError("choosing K needs at least one K, two different seeds and a tolerance that is not negative")
     metric = HeadMetric(editor)
     owners = torch.arange(len(codes), device=codes.device) if users is None else users
-    candidates = []
+    candidates: list[Candidate] = []
     for k in sorted(set(ks)):
-        fits = [fit_bank(metric, codes, k, seed=s, space=space, weights=weights, restarts=2) for s in seeds]
+        try:
+            fits = [fit_bank(metric, codes, k, seed=s, space=space, weights=weights, restarts=2) for s in seeds]
+            halves = [_halves(metric, codes, k, owners, weights, space, s) for s in seeds]
+        except DataError:
+            if not candidates:
+                raise
+            break
         scores = [score(f.bank) for f in fits]
         if not all(abs(s) < float("inf") for s in scores):
             raise DataError(f"the validation score of {k} prototypes is not finite: look at the validation data")
-        halves = [_halves(metric, codes, k, owners, weights, space, s) for s in seeds]
         between_seeds = [adjusted_rand_index(a.labels, b.labels) for a, b in combinations(fits, 2)]
         candidates.append(
             Candidate(

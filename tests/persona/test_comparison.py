@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from persona.comparison import Measured, compare, differences, with_host
+from persona.comparison import Measured, compare, differences, metric_name, with_host
 from persona.errors import ConfigError, DataError
 from persona.statistics import paired_bootstrap
 
@@ -79,11 +79,24 @@ def test_a_row_is_plain_json():
 
 def test_gains_are_single_numbers_under_the_names_of_their_protocol():
     row = compare([{"host": HOST, "better": BETTER}])[1]
-    gains = row.gains("time/{}".format)
+    gains = row.gains("time")
     interval = row.differences["uauc"].interval
     assert gains["time/uauc_vs_host"] == interval.mean
     assert (gains["time/uauc_vs_host_low"], gains["time/uauc_vs_host_high"]) == (interval.low, interval.high)
-    assert set(row.gains()) == {name.removeprefix("time/") for name in gains}
+    logged = row.logged("time")
+    assert gains.items() <= logged.items()
+    assert logged["time/uauc"] == row.metrics["uauc"]
+    assert logged["refresh_bytes"] == row.refresh_bytes
+
+
+def test_the_protocol_is_part_of_a_name():
+    assert metric_name("time", "ndcg@10") == "time/ndcg_10"
+
+
+@pytest.mark.parametrize(("protocol", "metric"), [("time", "ndcg#10"), ("", "auc"), ("time", ""), ("time", "a/b")])
+def test_names_mlflow_would_refuse_are_refused(protocol, metric):
+    with pytest.raises(ConfigError, match="cannot be logged"):
+        metric_name(protocol, metric)
 
 
 def test_the_host_is_always_among_the_methods():

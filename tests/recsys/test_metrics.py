@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_normalized_dcg, retrieval_reciprocal_rank
 
 from persona.errors import ConfigError, DataError
-from recsys.metrics import metric_name, per_user, ranking_metrics, ranks, summary, tie_counts
+from recsys.metrics import per_user, ranking_metrics, ranks, summary, tie_counts
 
 KS = (1, 3, 5)
 
@@ -187,16 +185,3 @@ def test_users_must_match_events():
 def test_cut_offs_start_at_one(ks):
     with pytest.raises(ConfigError, match="at least 1"):
         per_user(np.zeros((3, 2)), np.zeros(3, dtype=np.int64), ks)
-
-
-def test_names_of_metrics_hold_only_what_mlflow_takes():
-    scores, users = random_case(4, ties=True)
-    for key in summary(scores, users):
-        assert re.fullmatch(r"time/[a-z]+(_[0-9]+)?", metric_name("time", key))
-    assert metric_name("time", "ndcg@10") == "time/ndcg_10"
-
-
-@pytest.mark.parametrize(("protocol", "metric"), [("time", "ndcg#10"), ("", "auc"), ("time", ""), ("time", "a/b")])
-def test_names_mlflow_would_refuse_are_refused(protocol, metric):
-    with pytest.raises(ConfigError, match="cannot be logged"):
-        metric_name(protocol, metric)

@@ -9,15 +9,16 @@ from persona.errors import ConfigError
 from persona.storage import read_json
 from tests.vision.common import toy_images
 from tests.vision.hosts.common import fresh_host, pictures
-from vision.baselines import METHODS, Problem, measure, train_method
+from vision.baselines import METHODS, Problem, measure, train_configured, train_method
 from vision.baselines.base import edit_bytes
 from vision.baselines.batch_norm import BatchNorm
 from vision.baselines.finetune import DeviceFinetuning
 from vision.baselines.lame import Lame, affinity, corrected
+from vision.baselines.persona import candidates
 from vision.baselines.t3a import T3A
 from vision.baselines.tent import Tent
 from vision.config import VisionConfig
-from vision.evaluation import Evaluation, Window
+from vision.evaluation import Window
 
 DATA = toy_images(devices=12, per_device=6, classes=5, size=16)
 CONFIG = VisionConfig(
@@ -35,6 +36,7 @@ CONFIG = VisionConfig(
     rank=2,
     validation_devices=1,
 )
+KNOWN = ("held_back", "cross_fitted", "joint")
 
 
 def window(count: int = 4, new: int = 3, seed: int = 0) -> Window:
@@ -83,6 +85,27 @@ def test_settings_of_editors_share_the_host(problem, folder):
     assert read_json(other.trainings.folder_of("host") / "settings.json")["host"] == "mobilenet_v3_small"
     same = zip(other.base_host().state_dict().items(), problem.base_host().state_dict().items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in same)
+
+
+def test_auto_takes_the_mode_that_validation_prefers(problem):
+    values = {mode: problem.validation.run(train_method(f"persona_{mode}", problem).classifier) for mode in KNOWN}
+    best = max(KNOWN, key=lambda mode: values[mode].summary["accuracy"])
+    mode, trained = train_configured(problem)
+    assert (mode, trained.chosen) == (best, {best: 1.0})
+    assert train_configured(Problem(DATA, replace(CONFIG, mode="frozen"), folder=problem.trainings.root))[0] == "frozen"
+
+
+def test_auto_leaves_out_what_too_few_devices_cannot_train():
+    few = toy_images(devices=8, per_device=4, classes=5, size=16)
+    assert candidates(Problem(DATA, CONFIG)) == list(KNOWN)
+    assert candidates(Problem(few, CONFIG)) == ["held_back", "joint"]
+
+
+def test_the_whole_method_sends_a_remainder_of_what_validation_chose(problem):
+    measured = measure(problem, "persona")
+    assert measured.summary[f"chosen_{train_configured(problem)[0]}"] == 1.0
+    assert 1 <= measured.summary["chosen_prototypes"] <= CONFIG.prototypes
+    assert measured.refresh_bytes <= 64
 
 
 def test_what_is_generated_for_a_device():
@@ -184,13 +207,12 @@ def test_the_upper_bound_never_sees_the_label_it_predicts():
     changed = DATA.labels.copy()
     changed[2] = (changed[2] + 1) % 5
     other = replace(DATA, labels=changed)
-    outputs = []
-    for data in (DATA, other):
-        tuned = DeviceFinetuning(host, data, 1e-3)
-        outputs.append(Evaluation(data, np.array([0]), context=6, step=6).run(tuned))
-        outputs[-1] = tuned.predict(Window(data.tensor(np.arange(6)), np.arange(6), 6))
+    shown = Window(DATA.tensor(np.arange(6)), np.arange(6), 6)
+    outputs = [DeviceFinetuning(host, data, 1e-3).predict(shown) for data in (DATA, other)]
     assert torch.equal(outputs[0][2], outputs[1][2])
     assert not torch.equal(outputs[0][3], outputs[1][3])
+    newest = DeviceFinetuning(host, DATA, 1e-3).predict(replace(shown, new=2))
+    torch.testing.assert_close(newest, outputs[0][-2:])
 
 
 def test_the_upper_bound_learns_every_class_where_images_come_class_after_class(monkeypatch):
@@ -200,7 +222,7 @@ def test_the_upper_bound_learns_every_class_where_images_come_class_after_class(
     seen = []
     tuned = DeviceFinetuning(fresh_host(adaptive="classifier"), data, 1e-3)
     monkeypatch.setattr(tuned, "_tuned", lambda positions: seen.append(set(data.labels[positions])) or tuned.host)
-    tuned.start(0)
+    logits = tuned.predict(Window(data.tensor(np.arange(20)), np.arange(20), 20))
     assert len(seen) == 5
     assert all(len(classes) == 5 for classes in seen)
-    assert sorted(tuned.logits) == list(range(20))
+    torch.testing.assert_close(logits, host_logits(tuned.host, data.tensor(np.arange(20))), rtol=1e-3, atol=1e-4)

@@ -14,6 +14,8 @@ from vision.baselines.finetune import finetune_adaptive, finetune_all, finetune_
 from vision.baselines.host import train_host, train_longer
 from vision.baselines.lame import train_lame
 from vision.baselines.persona import (
+    personalised,
+    train_configured,
     train_cross_fitted,
     train_frozen,
     train_gated,
@@ -21,7 +23,14 @@ from vision.baselines.persona import (
     train_joint,
     train_tuned,
 )
-from vision.baselines.prototypes import train_basis, train_prototypes, train_refined
+from vision.baselines.prototypes import (
+    adapt_codes,
+    choose_size,
+    train_basis,
+    train_persona,
+    train_prototypes,
+    train_refined,
+)
 from vision.baselines.t3a import train_t3a
 from vision.baselines.tent import train_tent
 
@@ -46,6 +55,7 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona_held_back": train_held_back,
     "persona_tuned": train_tuned,
     "persona_gated": train_gated,
+    "persona": train_persona,
 }
 
 
@@ -88,4 +98,14 @@ def _measure(problem: Problem, method: str) -> Measured:
     )
 
 
-__all__ = ["METHODS", "Problem", "Trained", "measure", "train_method"]
+__all__ = [
+    "METHODS",
+    "Problem",
+    "Trained",
+    "adapt_codes",
+    "choose_size",
+    "measure",
+    "personalised",
+    "train_configured",
+    "train_method",
+]

@@ -60,8 +60,7 @@ def finetune_interpolated(problem: Problem) -> Trained:
         found = [score_of(problem, Personalised(interpolated(a, b, share)), e) for a, b, e in pairs]
         return float(np.mean(found))
 
-    scores = {share: score(share) for share in SHARES}
-    share = max(scores, key=lambda share: scores[share])
+    share = max(SHARES, key=score)
     trained = _same_for_all(interpolated(host, tuned, share), result, time.perf_counter() - started)
     trained.chosen = {"share": share}
     return trained
@@ -99,8 +98,8 @@ def _same_for_all(host: Host, result: FitResult, seconds: float) -> Trained:
 class DeviceFinetuning:
     """An upper bound that no device can reach by itself: it learns from labels.
 
-    Each image is classified by a copy of the host whose adaptive layers took ``STEPS`` steps of Adam on the labelled other
-    folds of its device.
+    It is given the windows that all methods are given, with their labels. Each image is classified by a copy of the host whose
+    adaptive layers took ``STEPS`` steps of Adam on the other folds of its window.
 
     Args:
         host: where every copy starts.
@@ -111,23 +110,24 @@ class DeviceFinetuning:
 
     def __init__(self, host: Host, data: DeviceImages, rate: float, known: FeatureCache | None = None) -> None:
         self.host, self.data, self.rate, self.known = host, data, rate, known
-        self.logits: dict[int, Tensor] = {}
 
     def start(self, device: int) -> None:
-        """Fine-tune on this device, fold by fold."""
-        positions = self.data.positions_of(np.array([device]))
-        # At random: where images come class after class, every fold would leave out whole classes.
-        fold = np.random.default_rng([71, device]).permutation(len(positions)) % FOLDS
-        self.logits = {}
-        for k in range(min(FOLDS, len(positions))):
-            tuned = self._tuned(positions[fold != k])
-            with torch.no_grad():
-                out = self._logits(tuned, positions[fold == k])
-            self.logits |= dict(zip(positions[fold == k].tolist(), out, strict=True))
+        """Nothing is remembered of a device: every window starts at the host."""
 
     def predict(self, window: Window) -> Tensor:
-        """Logits (m, K), each from the copy that has not seen the image's label."""
-        return torch.stack([self.logits[i] for i in window.positions[-window.new :].tolist()])
+        """Logits (m, K), each from a copy that has not seen the image's label."""
+        positions, new = window.positions, window.new
+        # At random: where images come class after class, every fold would leave out whole classes.
+        fold = np.random.default_rng([71, *positions[:1].tolist()]).permutation(len(positions)) % FOLDS
+        parts = []
+        for k in np.unique(fold[-new:]):
+            own = np.flatnonzero(fold == k)
+            own = own[own >= len(positions) - new]
+            tuned = self._tuned(positions[fold != k])
+            with torch.no_grad():
+                parts.append((own, self._logits(tuned, positions[own])))
+        order = np.argsort(np.concatenate([own for own, _ in parts]))
+        return torch.cat([logits for _, logits in parts])[torch.from_numpy(order)]
 
     def _tuned(self, positions: NDArray[np.int64]) -> Host:
         tuned = copy.deepcopy(self.host).eval()

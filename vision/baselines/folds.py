@@ -122,5 +122,4 @@ def choose(problem: Problem, choices: Iterable[Choice], make: Callable[[Host, Ch
         found = [view.run(make(host, choice)) for host, view in views]
         return float(np.mean([evaluated.summary[problem.config.monitor] for evaluated in found]))
 
-    scores = {choice: score(choice) for choice in choices}
-    return max(scores, key=lambda choice: scores[choice])
+    return max(choices, key=score)

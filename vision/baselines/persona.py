@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from vision.baselines.base import Devices, Problem, Trained
 from vision.baselines.duet import payload
 from vision.baselines.finetune import finetune_adaptive, finetune_interpolated, interpolated, score_of, tuned_folds
-from vision.baselines.folds import device_folds, population_folds, populations
+from vision.baselines.folds import PARTS, device_folds, population_folds, populations
 from vision.evaluation import Evaluation
 from vision.hosts import Host
 from vision.objectives import Mixture
@@ -33,7 +34,7 @@ def train_cross_fitted(problem: Problem) -> Trained:
     """
     folds = population_folds(problem)
     tuned = None if folds else finetune_adaptive(problem)
-    host = problem.base_host() if tuned is None else _personalised(tuned).host
+    host = problem.base_host() if tuned is None else personalised(tuned).host
     deployed = problem.personalise(host, fixed_host=True)
     assert deployed.editor is not None
     started = time.perf_counter()
@@ -93,7 +94,7 @@ def train_tuned(problem: Problem) -> Trained:
     between the host's and the fine-tuned ones.
     """
     tuned = (finetune_interpolated if populations(problem) else finetune_adaptive)(problem)
-    trained = _edit_fixed(problem, "persona_tuned", problem.split.adapt, _personalised(tuned).host)
+    trained = _edit_fixed(problem, "persona_tuned", problem.split.adapt, personalised(tuned).host)
     trained.chosen = tuned.chosen
     return trained
 
@@ -109,17 +110,58 @@ def train_gated(problem: Problem) -> Trained:
         host = interpolated(fold.host, own, trained.chosen["share"])
         name, devices = f"persona_tuned_without_{fold.name}", fold.rest(problem.split.adapt)
         edited = _edit_fixed(problem, name, devices, host, known=fold.known, validation=fold.others)
-        pairs.append((_personalised(edited), problem.evaluation(fold.devices)))
-    pairs = pairs or [(_personalised(trained), problem.validation)]
+        pairs.append((personalised(edited), problem.evaluation(fold.devices)))
+    pairs = pairs or [(personalised(trained), problem.validation)]
 
     def score(gate: float) -> float:
         return float(np.mean([score_of(problem, _gated(model, gate), evaluation) for model, evaluation in pairs]))
 
-    scores = {gate: score(gate) for gate in GATES}
-    trained.chosen = {**trained.chosen, "gate": max(scores, key=lambda gate: scores[gate])}
-    trained.classifier = _gated(_personalised(trained), trained.chosen["gate"])
+    trained.chosen = {**trained.chosen, "gate": max(GATES, key=score)}
+    trained.classifier = _gated(personalised(trained), trained.chosen["gate"])
     trained.seconds = time.perf_counter() - started
     return trained
+
+
+TRAINERS: dict[str, Callable[[Problem], Trained]] = {
+    "held_back": train_held_back,
+    "cross_fitted": train_cross_fitted,
+    "tuned": train_tuned,
+    "gated": train_gated,
+    "joint": train_joint,
+    "frozen": train_frozen,
+}
+
+
+def candidates(problem: Problem) -> list[str]:
+    """The modes that ``auto`` tries.
+
+    Validation devices can tell them apart where the host is deployed on populations that are known. Elsewhere they say nothing of
+    the unknown one, and it takes the mode whose every choice is made on populations left out.
+    """
+    if populations(problem):
+        return ["gated"]
+    enough = len(problem.split.adapt) >= PARTS
+    return ["held_back", *(["cross_fitted"] if enough else []), "joint"]
+
+
+def train_selected(problem: Problem) -> tuple[str, Trained]:
+    """The mode of training that validation prefers, the first of equals, and what it trained."""
+    trained = {mode: TRAINERS[mode](problem) for mode in candidates(problem)}
+    best = max(trained, key=lambda mode: score_of(problem, personalised(trained[mode]), problem.validation))
+    trained[best].chosen = {**trained[best].chosen, best: 1.0}
+    return best, trained[best]
+
+
+def train_configured(problem: Problem) -> tuple[str, Trained]:
+    """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
+    mode = problem.config.mode
+    return train_selected(problem) if mode == "auto" else (mode, TRAINERS[mode](problem))
+
+
+def personalised(trained: Trained) -> Personalised:
+    """Host and editor of a mode of training."""
+    assert isinstance(trained.classifier, Personalised)
+    return trained.classifier
 
 
 def _gated(model: Personalised, gate: float) -> Personalised:
@@ -157,11 +199,6 @@ def _edit_fixed(
         seconds=time.perf_counter() - started,
         keeps_body=host is None or model.host.shared_features,
     )
-
-
-def _personalised(trained: Trained) -> Personalised:
-    assert isinstance(trained.classifier, Personalised)
-    return trained.classifier
 
 
 def _passes(problem: Problem) -> float:

@@ -1,59 +1,102 @@
 """Persona with prototypes: a device holds the bank, and a refresh names a prototype, alone or with a remainder.
 
-All levels stand on the held-back editor. The bank is fitted on the codes of the windows of the devices that the editor learned
-from; refined, it has also moved with the unlabelled windows of the devices that validate, as after deployment. No image of a
-test device is seen.
+The bank is fitted on the codes of the windows of the devices that the editor learned from; refined, it has also moved with the
+unlabelled windows of the devices that validate, as after deployment. No image of a test device is seen. ``persona_prototypes``,
+``persona_basis`` and ``persona_refined`` show what the levels keep of the held-back editor; ``persona`` is the method as a whole.
 """
 
 from __future__ import annotations
 
-from persona.prototypes import HeadMetric, RefineConfig, Server, refine
+import torch
+from torch import Tensor
+
+from persona.prototypes import Choice, HeadMetric, PrototypeBank, RefineConfig, Server, choose_k, fit_bank, refine
 from vision.baselines.base import Problem, Trained
-from vision.baselines.persona import train_held_back
+from vision.baselines.finetune import score_of
+from vision.baselines.persona import personalised, train_held_back, train_selected
 from vision.personalised import Personalised
-from vision.prototypes import ServedAtLevel, fit_distinct, window_codes, window_statistics
+from vision.prototypes import Int64Array, ServedAtLevel, fit_distinct, window_codes, window_statistics
+
+# Prototypes are no more than are needed to come this near, in the metric that selects, to the best number of them.
+TOLERANCE = 0.002
 
 
 def train_prototypes(problem: Problem) -> Trained:
     """The nearest prototype alone: one byte a refresh."""
-    return _serve(problem, "prototype", refined=False)
+    return _serve(problem, train_held_back(problem), "prototype")
 
 
 def train_basis(problem: Problem) -> Trained:
     """The nearest prototype and the remaining edit in the bank's shared basis, in int8: at most 64 bytes a refresh."""
-    return _serve(problem, "basis", refined=False)
+    return _serve(problem, train_held_back(problem), "basis")
 
 
 def train_refined(problem: Problem) -> Trained:
     """The nearest prototype alone, after one refinement without labels and gradients."""
-    return _serve(problem, "prototype", refined=True)
+    trained = train_held_back(problem)
+    model = personalised(trained)
+    server = make_server(problem, model)
+    codes, owners = window_codes(model, problem.evaluation(problem.split.validation), problem.features_of(model.host))
+    statistics = window_statistics(server, codes, owners)
+    bank = refine(server.bank, HeadMetric(server.editor), statistics, RefineConfig(seed=problem.config.seed)).bank
+    return _served(trained, Server(server.editor, bank), "prototype")
+
+
+def train_persona(problem: Problem) -> Trained:
+    """Persona as it is deployed: mode of training and K chosen on validation, prototype and remainder on the wire."""
+    trained = train_selected(problem)[1]
+    model = personalised(trained)
+    assert model.editor is not None
+    codes, owners = adapt_codes(problem, model)
+    bank = fit_bank(model.editor, codes, choose_size(problem, model, codes, owners).k, seed=problem.config.seed).bank
+    trained.chosen = {**trained.chosen, "prototypes": float(len(bank))}
+    return _served(trained, Server(model.editor, bank), "basis")
+
+
+def adapt_codes(problem: Problem, model: Personalised) -> tuple[Tensor, Int64Array]:
+    """What a bank is fitted on: codes (W, L, d) of the windows of the editor's devices, and the device (W,) of each."""
+    return window_codes(model, problem.evaluation(problem.split.adapt), problem.features_of(model.host))
 
 
 def make_server(problem: Problem, model: Personalised) -> Server:
-    """The first bank of an editor, from the windows of the devices that it learned from."""
+    """The first bank of an editor, of as many prototypes as the settings allow."""
     assert model.editor is not None
-    devices = problem.split.train if problem.config.mode == "frozen" else problem.split.adapt
-    codes, _ = window_codes(model, problem.evaluation(devices), problem.features)
+    codes, _ = adapt_codes(problem, model)
     fitted = fit_distinct(model.editor, codes, problem.config.prototypes, seed=problem.config.seed)
     return Server(model.editor, fitted.bank)
 
 
-def _serve(problem: Problem, level: str, *, refined: bool) -> Trained:
-    trained = train_held_back(problem)
-    model = trained.classifier
-    assert isinstance(model, Personalised)
-    assert model.editor is not None
-    server = make_server(problem, model)
-    if refined:
-        codes, owners = window_codes(model, problem.evaluation(problem.split.validation), problem.features)
-        statistics = window_statistics(server, codes, owners)
-        bank = refine(server.bank, HeadMetric(model.editor), statistics, RefineConfig(seed=problem.config.seed)).bank
-        server = Server(model.editor, bank)
+def choose_size(problem: Problem, model: Personalised, codes: Tensor, owners: Int64Array) -> Choice:
+    """The smallest of 1, 4, 16 .. prototypes that validation hardly tells from the best.
+
+    Args:
+        problem: validation devices, and the most prototypes there may be.
+        model: host and editor.
+        codes: (W, L, d) that banks are fitted on.
+        owners: (W,) the device of each.
+    """
+    editor = model.editor
+    assert editor is not None
+    sizes = sorted({min(4**i, problem.config.prototypes) for i in range(5)})
+
+    def score(bank: PrototypeBank) -> float:
+        return score_of(problem, ServedAtLevel(model, Server(editor, bank), "prototype"), problem.validation)
+
+    users = torch.from_numpy(owners)
+    return choose_k(editor, codes, sizes, score, tolerance=TOLERANCE, seeds=(0, 1), users=users)
+
+
+def _serve(problem: Problem, trained: Trained, level: str) -> Trained:
+    return _served(trained, make_server(problem, personalised(trained)), level)
+
+
+def _served(trained: Trained, server: Server, level: str) -> Trained:
     return Trained(
-        ServedAtLevel(model, server, level),
+        ServedAtLevel(personalised(trained), server, level),
         server.payload_bytes(level),
         forward_passes=trained.forward_passes,
+        chosen=trained.chosen,
         result=trained.result,
         seconds=trained.seconds,
-        keeps_body=True,
+        keeps_body=trained.keeps_body,
     )

@@ -32,6 +32,15 @@ def test_the_smallest_k_near_the_best_is_chosen():
     assert choice.as_dict()["candidates"][0]["k"] == 1
 
 
+def test_sizes_beyond_the_distinct_edits_are_left_out():
+    z = codes(3)[[0, 1] * 20]
+    choice = choose_k(editor(), z, [1, 2, 4, 8], lambda bank: float(len(bank)), tolerance=0.0)
+    assert [c.k for c in choice.candidates] == [1, 2]
+    assert choice.k == 2
+    with pytest.raises(DataError, match="choose a smaller k"):
+        choose_k(editor(), z, [4], len, tolerance=0.0)
+
+
 def test_stability_tells_real_groups_from_chance():
     z = codes(120, groups=3)
     choice = choose_k(editor(), z, [3, 9], lambda bank: 1.0 * len(bank), tolerance=0.0)
