@@ -26,7 +26,7 @@ class ClassifierModel(PythonModel):
         self.classifier = Classifier.load(context.artifacts["bundle"])
 
     def predict(
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Classify the images; parameter ``level`` (``edit``, ``basis``, ``prototype`` or ``host``)."""
         answer = self.classifier.classify(np.asarray(model_input), level=str((params or {}).get("level", "edit")))
