@@ -32,8 +32,10 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], moni
     return figure
 
 
-def method_comparison(rows: Sequence[Row], metrics: Sequence[str], protocol: str, seeds: int) -> Figure:
-    """Difference of every method to the host, with its interval over users, one panel a metric."""
+def method_comparison(
+    rows: Sequence[Row], metrics: Sequence[str], protocol: str, seeds: int, units: str = "users"
+) -> Figure:
+    """Difference of every method to the host, with its interval over ``units``, one panel a metric."""
     from matplotlib.figure import Figure
 
     others = [row for row in rows if row.differences]
@@ -42,7 +44,7 @@ def method_comparison(rows: Sequence[Row], metrics: Sequence[str], protocol: str
         _differences(axes, others, metric)
         host = next(row.metrics[metric] for row in rows if not row.differences)
         axes.set(xlabel=f"change of {metric} against the host ({host:.4f})", title=f"{protocol}/{metric}")
-    figure.suptitle(f"Mean of {seeds} seed{'s' * (seeds > 1)}, 95 % bootstrap interval over users", fontsize=9)
+    figure.suptitle(f"Mean of {seeds} seed{'s' * (seeds > 1)}, 95 % bootstrap interval over {units}", fontsize=9)
     return figure
 
 

@@ -21,10 +21,11 @@ from persona.ranks import current
 from persona.storage import read_json, write_json
 from persona.training import FitResult
 from pipelines import cells, figures, processes, recsys_snapshots, registry, snapshots, tracking
+from pipelines.trained_step import TrainedStep, log_epochs
 from pipelines.workspace import Workspace
 from recsys.bank import served_bank
 from recsys.baselines import METHODS, Problem, Trained, measure, train_configured
-from recsys.config import RecsysConfig
+from recsys.config import HOLD_BACK, RecsysConfig
 from recsys.log.streaming import PreparedLog
 from recsys.personalised import Personalised
 from recsys.preparing import prepare_log
@@ -90,25 +91,14 @@ def prepare(
     return Prepared(users, made.items, events, made.baskets, made.digest, understood)
 
 
-@dataclass(frozen=True)
-class TrainedStep:
-    """What ``pretrain`` or ``edit`` did."""
-
-    name: str
-    epochs: int
-    best_epoch: int
-    validation: dict[str, float]
-    split: dict[str, Any]
-
-
 def pretrain(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None) -> TrainedStep:
     """Train the host whose adaptive layers will be edited."""
 
     def train(problem: Problem) -> tuple[str, FitResult]:
-        if config.mode in ("joint", "generated", "frozen"):
-            problem.base_host()
-        else:
+        if config.mode in HOLD_BACK:
             problem.early_host()
+        else:
+            problem.base_host()
         return problem.trainings.results.popitem()
 
     return _train_step("pretrain", config, work, train, on_epoch)
@@ -315,23 +305,16 @@ def _train_step(
 ) -> TrainedStep:
     if not current().main:  # rank 0 tells what all of them do
         problem = Problem(work.data(), config, folder=work.cells)
-        return _trained(problem, *train(problem))
+        return TrainedStep.of(*train(problem), problem.split.describe())
     store = tracking.connect(EXPERIMENT)
     before = processes.run_before(name, store.experiment_id)
     with tracking.run(name, run_id=before, tags={"step": name, **processes.tags()}):
         tracking.log_params(config.as_dict())
         problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
         training, result = train(problem)
-        tracking.log_epochs(result.history, prefix=f"{training}/")
-        curves = figures.learning_curves({training: result.history}, config.monitor, config.protocol)
-        tracking.log_figure(curves, "figures/learning_curves.png")
+        log_epochs(training, result, config.monitor, config.protocol)
     work.remember(config)
-    return _trained(problem, training, result)
-
-
-def _trained(problem: Problem, name: str, result: FitResult) -> TrainedStep:
-    best = result.history[result.best_epoch] if result.best_epoch >= 0 else {}
-    return TrainedStep(name, result.epochs, result.best_epoch, best, problem.split.describe())
+    return TrainedStep.of(training, result, problem.split.describe())
 
 
 def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured]], work: Workspace) -> Comparison:

@@ -22,6 +22,7 @@ from persona.prototypes import Lineage
 from persona.storage import write_json
 from persona.training import FitResult
 from pipelines import figures, registry, snapshots, tracking, vision_figures, vision_registry, vision_snapshots
+from pipelines.trained_step import TrainedStep, log_epochs
 from pipelines.vision_workspace import VisionWorkspace
 from vision import catalogue
 from vision.baselines import METHODS, Problem, measure, personalised, train_configured
@@ -138,17 +139,6 @@ def _describe(data: DeviceImages, report: ImageReport) -> Prepared:
     return Prepared(data.n_devices, data.n_images, data.n_classes, groups, data.digest, lines)
 
 
-@dataclass(frozen=True)
-class TrainedStep:
-    """What ``pretrain`` or ``edit`` did."""
-
-    name: str
-    epochs: int
-    best_epoch: int
-    validation: dict[str, float]
-    split: dict[str, Any]
-
-
 def pretrain(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | None = None) -> TrainedStep:
     """Train the host whose adaptive layers will be edited."""
 
@@ -181,12 +171,9 @@ def _train_step(
         tracking.log_params(config.as_dict())
         problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
         training, result = train(problem)
-        tracking.log_epochs(result.history, prefix=f"{training}/")
-        curves = figures.learning_curves({training: result.history}, config.monitor, "devices")
-        tracking.log_figure(curves, "figures/learning_curves.png")
+        log_epochs(training, result, config.monitor, PROTOCOL)
     work.remember(config)
-    best = result.history[result.best_epoch] if result.best_epoch >= 0 else {}
-    return TrainedStep(training, result.epochs, result.best_epoch, best, problem.split.describe())
+    return TrainedStep.of(training, result, problem.split.describe())
 
 
 @dataclass(frozen=True)
@@ -259,11 +246,11 @@ def _log_comparison(comparison: Comparison, config: VisionConfig) -> None:
             tracking.log_params({"method": row.method, "host": config.host, "seeds": comparison.seeds})
             tracking.log_metrics_batch(row.logged(PROTOCOL))
             tracking.log_epochs(comparison.of(row.method)[0].history, prefix=f"seed{config.seed}/")
-    tracking.log_json(comparison.as_dict(), "comparison/devices.json")
-    figure = figures.method_comparison(comparison.rows, HEADLINES, "devices", comparison.seeds)
+    tracking.log_json(comparison.as_dict(), f"comparison/{PROTOCOL}.json")
+    figure = figures.method_comparison(comparison.rows, HEADLINES, PROTOCOL, comparison.seeds, "devices")
     tracking.log_figure(figure, "figures/comparison.png")
     histories = {name: m.history for name, m in comparison.measured[0].items() if m.history}
-    tracking.log_figure(figures.learning_curves(histories, config.monitor, "devices"), "figures/learning_curves.png")
+    tracking.log_figure(figures.learning_curves(histories, config.monitor, PROTOCOL), "figures/learning_curves.png")
 
 
 @dataclass(frozen=True)

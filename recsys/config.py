@@ -14,7 +14,9 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from recsys.objectives import LossConfig
 
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
-MODES = ("auto", "held_back", "cross_fitted", "joint", "generated", "frozen")
+# Modes that start from a host to which the later rows are unknown.
+HOLD_BACK = ("auto", "held_back", "cross_fitted")
+MODES = (*HOLD_BACK, "joint", "generated", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
 EDITOR_SETTINGS = (
     "editor_learning_rate",
