@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -53,14 +53,12 @@ def finetune_interpolated(problem: Problem) -> Trained:
     started = time.perf_counter()
     host = problem.base_host()
     tuned, result = finetuned(problem, "finetune_adaptive", problem.base_host(), problem.split.adapt)
-    pairs = [(fold.host, own, problem.evaluation(fold.devices)) for fold, own in tuned_folds(problem)]
-    pairs = pairs or [(host, tuned, problem.validation)]
 
-    def score(share: float) -> float:
-        found = [score_of(problem, Personalised(interpolated(a, b, share)), e) for a, b, e in pairs]
-        return float(np.mean(found))
+    def between(start: Host, end: Host) -> Callable[[float], Personalised]:
+        return lambda share: Personalised(interpolated(start, end, share))
 
-    share = max(SHARES, key=score)
+    judged = [(between(fold.host, own), problem.evaluation(fold.devices)) for fold, own in tuned_folds(problem)]
+    share = preferred(problem, SHARES, judged or [(between(host, tuned), problem.validation)])
     trained = _same_for_all(interpolated(host, tuned, share), result, time.perf_counter() - started)
     trained.chosen = {"share": share}
     return trained
@@ -80,6 +78,13 @@ def interpolated(host: Host, tuned: Host, share: float) -> Host:
         for own, other in zip(between.adaptive_parameters(), tuned.adaptive_parameters(), strict=True):
             own.lerp_(other, share)
     return between.eval()
+
+
+def preferred(
+    problem: Problem, shares: Iterable[float], judged: Sequence[tuple[Callable[[float], Personalised], Evaluation]]
+) -> float:
+    """The share whose models, one an evaluation, are best in the mean of the validation metric; the first of equals."""
+    return max(shares, key=lambda share: float(np.mean([score_of(problem, make(share), e) for make, e in judged])))
 
 
 def score_of(problem: Problem, model: Personalised, evaluation: Evaluation) -> float:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-
-import numpy as np
+from functools import partial
 
 from vision.baselines.base import Devices, Problem, Trained
 from vision.baselines.duet import payload
-from vision.baselines.finetune import finetune_adaptive, finetune_interpolated, interpolated, score_of, tuned_folds
+from vision.baselines.finetune import (
+    finetune_adaptive,
+    finetune_interpolated,
+    interpolated,
+    preferred,
+    score_of,
+    tuned_folds,
+)
 from vision.baselines.folds import PARTS, device_folds, population_folds, populations
 from vision.evaluation import Evaluation
 from vision.hosts import Host
@@ -105,18 +111,14 @@ def train_gated(problem: Problem) -> Trained:
     """
     started = time.perf_counter()
     trained = train_tuned(problem)
-    pairs = []
+    judged = []
     for fold, own in tuned_folds(problem):
         host = interpolated(fold.host, own, trained.chosen["share"])
         name, devices = f"persona_tuned_without_{fold.name}", fold.rest(problem.split.adapt)
         edited = _edit_fixed(problem, name, devices, host, known=fold.known, validation=fold.others)
-        pairs.append((personalised(edited), problem.evaluation(fold.devices)))
-    pairs = pairs or [(personalised(trained), problem.validation)]
-
-    def score(gate: float) -> float:
-        return float(np.mean([score_of(problem, _gated(model, gate), evaluation) for model, evaluation in pairs]))
-
-    trained.chosen = {**trained.chosen, "gate": max(GATES, key=score)}
+        judged.append((partial(_gated, personalised(edited)), problem.evaluation(fold.devices)))
+    judged = judged or [(partial(_gated, personalised(trained)), problem.validation)]
+    trained.chosen = {**trained.chosen, "gate": preferred(problem, GATES, judged)}
     trained.classifier = _gated(personalised(trained), trained.chosen["gate"])
     trained.seconds = time.perf_counter() - started
     return trained
