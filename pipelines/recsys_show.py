@@ -64,7 +64,9 @@ def taken_over(space: Workspace, given: dict[str, Any], file: Path | None, out: 
 def released(made: recsys_steps.Released, out: console.Output) -> None:
     """Where the model is, and what it can do."""
     bank = f"{made.prototypes} prototypes of version {made.bank[:12]}" if made.bank else "no prototypes"
-    out.say(f"Bundle {made.bundle} with {bank}, registered as {made.model.uri} with the alias 'candidate'")
+    out.say(
+        f"Bundle {made.bundle}, mode {made.mode}, with {bank}, registered as {made.model.uri} with the alias 'candidate'"
+    )
 
 
 def answered(answer: recsys_steps.Answer, out: console.Output) -> None:

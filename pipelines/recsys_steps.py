@@ -175,10 +175,11 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Released:
-    """A servable bundle and its version in the registry."""
+    """A servable bundle and its version in the registry; its editor was trained in ``mode``."""
 
     bundle: Path
     model: registry.Registered
+    mode: str
     host_digest: str
     metrics: dict[str, float] = field(default_factory=dict)
     bank: str = ""
@@ -219,7 +220,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         snapshots.log(recsys_snapshots.of_release(problem, measured[method], recommender))
         registered = registry.register(work.bundle, recommender, tags, metrics)
     work.remember(config)
-    return Released(work.bundle, registered, recommender.host_digest, metrics, version, k)
+    return Released(work.bundle, registered, mode, recommender.host_digest, metrics, version, k)
 
 
 def _pack(

@@ -42,7 +42,9 @@ def say_banked(banked: vision_bank_steps.Banked, out: console.Output) -> None:
 
 def say_released(released: vision_steps.Released, out: console.Output) -> None:
     """One line about a released bundle."""
-    out.say(f"Bundle {released.bundle}, registered as {released.model.uri} with the alias 'candidate'")
+    out.say(
+        f"Bundle {released.bundle}, mode {released.mode}, registered as {released.model.uri} with the alias 'candidate'"
+    )
 
 
 def show_answer(answer: vision_answers.Answer, out: console.Output) -> None:

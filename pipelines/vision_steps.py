@@ -255,10 +255,11 @@ def _log_comparison(comparison: Comparison, config: VisionConfig) -> None:
 
 @dataclass(frozen=True)
 class Released:
-    """A servable bundle and its version in the registry."""
+    """A servable bundle and its version in the registry; its editor was trained in ``mode``."""
 
     bundle: Path
     model: registry.Registered
+    mode: str
     host_digest: str
     bank: str
     metrics: dict[str, float] = field(default_factory=dict)
@@ -291,7 +292,7 @@ def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | Non
         snapshots.log(vision_snapshots.of_release(problem, measured[method], classifier))
         registered = vision_registry.register(work.bundle, classifier, tags, metrics)
     work.remember(config)
-    return Released(work.bundle, registered, classifier.host_digest, bank, metrics)
+    return Released(work.bundle, registered, mode, classifier.host_digest, bank, metrics)
 
 
 def pack(model: Personalised, problem: Problem, work: VisionWorkspace, metrics: Mapping[str, float]) -> Classifier:

@@ -45,7 +45,7 @@ def test_settings_that_are_taken_over_are_named_in_one_line(tmp_path, capsys):
     ("bank", "k", "said"), [("", 0, "no prototypes"), ("ab" * 32, 8, "8 prototypes of version abab")]
 )
 def test_a_release_says_what_it_holds(capsys, bank, k, said):
-    made = Released(Path("b"), Registered("m", 1, "models:/m/1"), "h", {}, bank, k)
+    made = Released(Path("b"), Registered("m", 1, "models:/m/1"), "joint", "h", {}, bank, k)
     recsys_show.released(made, console.Output(False))
     assert said in capsys.readouterr().out
 
