@@ -27,9 +27,8 @@ class _OnDevice(nn.Module):
         self.host = host
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        flat = (images.float() / 255 - self.host.mean) / self.host.std
         with self.host.norms.applied(1):
-            features = self.host.body(flat)
+            features = self.host.body(self.host.scaled(images))
         return self.host.head(features), features
 
 

@@ -99,10 +99,16 @@ class Host(nn.Module):
                 "device, or a single edit for all"
             )
         alone = 1 if edited is None else edited.batch_size
-        flat = (images.reshape(-1, *images.shape[-3:]).float() / 255 - self.mean) / self.std
-        with self.adaptive.applied(edited), self.norms.applied(len(images) if images.ndim == 5 else alone):
+        # Channels last: depthwise convolutions learn twice as fast, and others are no slower.
+        flat = self.scaled(images.reshape(-1, *images.shape[-3:])).contiguous(memory_format=torch.channels_last)
+        with self.adaptive.applied(edited), self.norms.applied(len(images) if images.ndim == 5 else alone, alone):
             pooled: Tensor = self.body(flat)
         return pooled.reshape(*images.shape[:-3], self.feature_dim)
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) of values 0 to 255 as the body reads them."""
+        scaled: Tensor = (images.float() / 255 - self.mean) / self.std
+        return scaled
 
     def classify(self, features: Tensor, edit: Edit | None = None) -> Tensor:
         """Features (N, F) or (B, n, F) -> logits (N, K) or (B, n, K), under an edit of batch 1, N or B.

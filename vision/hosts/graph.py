@@ -45,10 +45,9 @@ class _Body(nn.Module):
         self.host, self.prior = host, prior
 
     def forward(self, images: Tensor) -> Tensor:
-        flat = (images.float() / 255 - self.host.mean) / self.host.std
         own = nullcontext() if self.prior is None else own_statistics(self.prior)
         with own, self.host.norms.applied(1):
-            features: Tensor = self.host.body(flat)
+            features: Tensor = self.host.body(self.host.scaled(images))
         return features
 
 

@@ -51,15 +51,18 @@ class NormBank(nn.Module):
             self.scale.weight.copy_(torch.cat([norm.weight for norm in norms]).unsqueeze(1))
             self.shift.weight.copy_(torch.cat([norm.bias for norm in norms]).unsqueeze(1))
 
-    def state(self, devices: int) -> NormState:
-        """The affine parameters of B devices under the active edit."""
-        one = self.scale.weight.new_ones(devices, 1)
-        return NormState(self.scale(one), self.shift(one), _PRIOR.get())
+    def state(self, devices: int, edits: int = 1) -> NormState:
+        """The affine parameters under the active edit: of B devices where each has an edit or statistics of its own, else the
+        same for all, which is torch's fused kernel.
+        """
+        prior = _PRIOR.get()
+        one = self.scale.weight.new_ones(edits if prior is None else devices, 1)
+        return NormState(self.scale(one), self.shift(one), prior)
 
     @contextmanager
-    def applied(self, devices: int) -> Iterator[None]:
-        """Normalise with these parameters inside the block: a forward pass of B devices."""
-        token = _STATE.set(self.state(devices))
+    def applied(self, devices: int, edits: int = 1) -> Iterator[None]:
+        """Normalise with these parameters inside the block: a forward pass of B devices under 1 or B edits."""
+        token = _STATE.set(self.state(devices, edits))
         try:
             yield
         finally:
