@@ -205,8 +205,10 @@ Every table is rendered from a result file in `docs/evidence/` by `persona visio
 changed (`docs/evidence/vision.toml` holds all settings). A single one: the command below its heading. Numbers are means over test
 devices, averaged over seeds; brackets are 95 % percentile bootstrap intervals over devices, whose differences are averaged over
 seeds first. All methods of a table classify the same windows of the same devices in stream order; no test device is in training,
-and all choices (epochs, learning rates, priors, neighbours, supports) are made on validation devices. Passes are those of the host
-for each image that is classified, bytes what a device receives when it is adapted once.
+and all choices (epochs, learning rates, priors, neighbours, supports) are made on validation devices. `persona` is the whole method:
+mode of training and number of prototypes chosen there, too, served as prototype and remainder; `persona_joint` and `finetune_all` change
+the body, which devices receive once. Passes are those of the host for each image that is classified, bytes what a device receives
+when it is adapted once.
 """
 
 
