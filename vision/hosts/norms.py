@@ -93,12 +93,10 @@ class EditableNorm(nn.Module):
             return self._batch_norm(x, scale[0], shift[0])
         if self.training:
             return _per_device(self._batch_norm(x, None, None), scale, shift)
-        if state.prior is None and len(scale) == 1:
-            # One set of parameters for all images: torch's fused kernel.
-            return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, scale[0], shift[0], False, 0.0, self.eps
-            )
         mean, var = self._statistics(x, state.prior, len(scale))
+        if len(scale) == 1 and not mean.requires_grad:
+            # One set of parameters for all images: torch's fused kernel, which takes statistics as constants.
+            return nn.functional.batch_norm(x, mean[0], var[0], scale[0], shift[0], False, 0.0, self.eps)
         factor = scale * torch.rsqrt(var + self.eps)
         return _per_device(x, factor, shift - mean * factor)
 
