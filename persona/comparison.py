@@ -100,6 +100,7 @@ class Row:
         refresh_bytes: bytes a device receives per refresh.
         refresh_seconds: mean over seeds, as in ``Measured``; None where a seed lacks it.
         parameters: beyond the host's.
+        chosen: what validation chose, seed by seed.
     """
 
     method: str
@@ -109,6 +110,7 @@ class Row:
     refresh_bytes: int
     refresh_seconds: float | None = None
     parameters: int | None = None
+    chosen: tuple[dict[str, float], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -207,4 +209,5 @@ def _row(measured: list[Measured], reference: list[Measured]) -> Row:
         refresh_bytes=own.refresh_bytes,
         refresh_seconds=float(np.mean(refreshes)) if len(refreshes) == len(measured) else None,
         parameters=own.parameters,
+        chosen=tuple(dict(m.chosen) for m in measured),
     )

@@ -77,6 +77,11 @@ def test_a_row_is_plain_json():
     assert value["method"] == "better"
 
 
+def test_seeds_may_choose_differently():
+    seeds = [{"host": HOST, "better": replace(BETTER, chosen={mode: 1.0})} for mode in ("held_back", "joint")]
+    assert compare(seeds)[1].chosen == ({"held_back": 1.0}, {"joint": 1.0})
+
+
 def test_gains_are_single_numbers_under_the_names_of_their_protocol():
     row = compare([{"host": HOST, "better": BETTER}])[1]
     gains = row.gains("time")

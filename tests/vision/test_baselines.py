@@ -103,8 +103,8 @@ def test_auto_leaves_out_what_too_few_devices_cannot_train():
 
 def test_the_whole_method_sends_a_remainder_of_what_validation_chose(problem):
     measured = measure(problem, "persona")
-    assert measured.summary[f"chosen_{train_configured(problem)[0]}"] == 1.0
-    assert 1 <= measured.summary["chosen_prototypes"] <= CONFIG.prototypes
+    assert measured.chosen[train_configured(problem)[0]] == 1.0
+    assert 1 <= measured.chosen["prototypes"] <= CONFIG.prototypes
     assert measured.refresh_bytes <= 64
 
 

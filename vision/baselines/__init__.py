@@ -74,8 +74,8 @@ def measure(problem: Problem, method: str) -> Measured:
     """Train and test one method, or take the result that is already in the problem's folder.
 
     Beside the metrics the summary holds the cost, ``forward_passes`` and ``backward_passes`` an image and
-    ``ms_per_image``, and what validation chose, as ``chosen_<setting>``. Where the body is given, features are computed once
-    for all methods that keep it, in tests as well, and these are not timed.
+    ``ms_per_image``. Where the body is given, features are computed once for all methods that keep it, in tests as well, and
+    these are not timed.
     """
     return problem.trainings.measured(method, partial(_measure, problem, method))
 
@@ -87,7 +87,7 @@ def _measure(problem: Problem, method: str) -> Measured:
     cost = {"forward_passes": trained.forward_passes, "backward_passes": trained.backward_passes}
     return Measured(
         method=method,
-        summary=evaluated.summary | cost | {f"chosen_{name}": float(v) for name, v in trained.chosen.items()},
+        summary=evaluated.summary | cost,
         per_unit=evaluated.per_device,
         units=evaluated.devices,
         seconds=trained.seconds,
@@ -95,6 +95,7 @@ def _measure(problem: Problem, method: str) -> Measured:
         epochs=trained.result.epochs,
         best_epoch=trained.result.best_epoch,
         history=trained.result.history,
+        chosen={name: float(value) for name, value in trained.chosen.items()},
     )
 
 
