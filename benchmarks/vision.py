@@ -4,9 +4,9 @@
 
 A window of unlabelled images of one device comes in, and all of its images are classified. ``editing`` is what Persona adds to the
 host's own forward pass, measured alone: reading the context, one pass of the editor, and the edited classifier instead of the plain
-one; both are timed after a pass of the body, which leaves the caches as they are in use. The variants take turns in one process, so that a machine that slows down slows all of them; ratios are medians over rounds, of
-processor time (``--wall`` for the clock). Memory is the peak of a process of its own beyond the loaded host. Training changes nothing
-of it, so all parameters are fresh.
+one; both are timed after a pass of the body, which leaves the caches as they are in use. The variants take turns in one process,
+so that a machine that slows down slows all of them; ratios are medians over rounds, of processor time (``--wall`` for the clock).
+Memory is the peak of a process of its own beyond the loaded host. Training changes nothing of it, so all parameters are fresh.
 """
 
 from __future__ import annotations

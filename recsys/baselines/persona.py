@@ -66,32 +66,27 @@ def refresh_host(problem: Problem) -> Trained:
     return Trained(model, all_bytes(model.host), total)
 
 
-def train_selected(problem: Problem) -> Trained:
-    """The mode of training that validation prefers; ties to the first."""
-    trained = {mode: train(problem) for mode, train in candidates(problem).items()}
-    values = {mode: problem.validation.run(t.scorer).summary[problem.config.monitor] for mode, t in trained.items()}
-    best = max(values, key=values.__getitem__)
+def train_selected(problem: Problem) -> tuple[str, Trained]:
+    """The mode of training that validation prefers, the first of equals, and what it trained."""
+    trained = {mode: TRAINERS[mode](problem) for mode in candidates(problem)}
+    best = max(trained, key=lambda mode: problem.validation.run(trained[mode].scorer).summary[problem.config.monitor])
     trained[best].chosen[best] = 1.0
-    return trained[best]
+    return best, trained[best]
 
 
 def train_configured(problem: Problem) -> tuple[str, Trained]:
     """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
     mode = problem.config.mode
-    if mode == "auto":
-        trained = train_selected(problem)
-        return next(name for name in candidates(problem) if name in trained.chosen), trained
-    return mode, TRAINERS[mode](problem)
+    return train_selected(problem) if mode == "auto" else (mode, TRAINERS[mode](problem))
 
 
-def candidates(problem: Problem) -> dict[str, Callable[[Problem], Trained]]:
-    """The modes that ``auto`` tries, by name.
+def candidates(problem: Problem) -> list[str]:
+    """The modes that ``auto`` tries.
 
     Where the protocol keeps later rows apart, an editor learns from them. Where it keeps none, rows have to be taken from the
     host, which may cost more than the edits bring, so that learning together with a host that sees all rows is tried, too.
     """
-    modes = ["held_back", "cross_fitted"] if len(problem.split.adapt) else ["held_back", "cross_fitted", "generated"]
-    return {mode: TRAINERS[mode] for mode in modes}
+    return ["held_back", "cross_fitted", *([] if len(problem.split.adapt) else ["generated"])]
 
 
 def train_frozen(problem: Problem) -> Trained:

@@ -54,7 +54,7 @@ def train_basis(problem: Problem) -> Trained:
 
 def train_persona(problem: Problem) -> Trained:
     """Persona as it is deployed: mode of training and K chosen on validation, prototype and remainder on the wire."""
-    return _serve(problem, train_selected(problem), "basis")
+    return _serve(problem, train_selected(problem)[1], "basis")
 
 
 def training_contexts(problem: Problem, model: Personalised) -> Context:
