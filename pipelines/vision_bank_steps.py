@@ -23,7 +23,6 @@ from persona.prototypes import (
     Refinement,
     Server,
     UserStatistics,
-    fit_bank,
     refine,
 )
 from persona.statistics import SeedsInterval
@@ -42,7 +41,7 @@ from pipelines.bank_registry import (
 from pipelines.vision_snapshots import METRICS, PROTOTYPE
 from pipelines.vision_steps import EXPERIMENT, OnEpoch, served_by
 from pipelines.vision_workspace import VisionWorkspace
-from vision.baselines import Problem, adapt_codes, choose_size, personalised, train_configured
+from vision.baselines import Problem, fit_chosen, personalised, train_configured
 from vision.classifier import LEVELS, Classifier
 from vision.config import VisionConfig
 from vision.evaluation import Evaluated
@@ -90,11 +89,10 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
         problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
         model = trained_model(problem)
         assert model.editor is not None
-        codes, owners = adapt_codes(problem, model)
-        choice = choose_size(problem, model, codes, owners)
-        fitted = fit_bank(model.editor, codes, choice.k, seed=config.seed, users=torch.from_numpy(owners))
+        chosen = fit_chosen(problem, model)
+        fitted, codes, owners = chosen.fitted, chosen.codes, chosen.owners
         devices = len(np.unique(owners))
-        report = {"choice": choice.as_dict(), "devices": devices, "windows": len(codes)}
+        report = {"choice": chosen.choice.as_dict(), "devices": devices, "windows": len(codes)}
         work.lineage(model.editor.host).save(fitted.bank, fitted.statistics, report)
         classifier = Classifier(model, problem.data.class_names, problem.data.image_shape, bank=fitted.bank)
         measured, changes = _against_host(problem, classifier)
@@ -103,7 +101,7 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
             "gallery": vision_figures.gallery(problem.data, owners, fitted.labels.numpy(), len(fitted.bank)),
             "prototype_map": bank_figures.prototype_map(server_of(classifier), codes),
         }
-        scores = {f"{config.monitor}_k{c.k}": c.score for c in choice.candidates}
+        scores = {f"{config.monitor}_k{c.k}": c.score for c in chosen.choice.candidates}
         text = f"{len(fitted.bank)} prototypes, fitted on {len(codes):,} windows of {devices:,} devices."
         version = BankVersion(
             fitted.bank,

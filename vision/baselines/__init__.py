@@ -24,8 +24,7 @@ from vision.baselines.persona import (
     train_tuned,
 )
 from vision.baselines.prototypes import (
-    adapt_codes,
-    choose_size,
+    fit_chosen,
     train_basis,
     train_persona,
     train_prototypes,
@@ -103,8 +102,7 @@ __all__ = [
     "METHODS",
     "Problem",
     "Trained",
-    "adapt_codes",
-    "choose_size",
+    "fit_chosen",
     "measure",
     "personalised",
     "train_configured",

@@ -7,10 +7,22 @@ unlabelled windows of the devices that validate, as after deployment. No image o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from persona.prototypes import Choice, HeadMetric, PrototypeBank, RefineConfig, Server, choose_k, fit_bank, refine
+from persona.prototypes import (
+    Choice,
+    HeadMetric,
+    Partition,
+    PrototypeBank,
+    RefineConfig,
+    Server,
+    choose_k,
+    fit_bank,
+    refine,
+)
 from vision.baselines.base import Problem, Trained
 from vision.baselines.finetune import score_of
 from vision.baselines.persona import personalised, train_held_back, train_selected
@@ -19,6 +31,23 @@ from vision.prototypes import Int64Array, ServedAtLevel, fit_distinct, window_co
 
 # Prototypes are no more than are needed to come this near, in the metric that selects, to the best number of them.
 TOLERANCE = 0.002
+
+
+@dataclass(frozen=True)
+class ChosenBank:
+    """A first bank of the size that validation asks for.
+
+    Attributes:
+        choice: the sizes that were tried.
+        fitted: the bank, and the prototype of every window.
+        codes: (W, L, d) of the windows of the editor's devices, that it was fitted on.
+        owners: (W,) the device of each.
+    """
+
+    choice: Choice
+    fitted: Partition
+    codes: Tensor
+    owners: Int64Array
 
 
 def train_prototypes(problem: Problem) -> Trained:
@@ -46,44 +75,42 @@ def train_persona(problem: Problem) -> Trained:
     """Persona as it is deployed: mode of training and K chosen on validation, prototype and remainder on the wire."""
     trained = train_selected(problem)[1]
     model = personalised(trained)
+    bank = fit_chosen(problem, model).fitted.bank
     assert model.editor is not None
-    codes, owners = adapt_codes(problem, model)
-    bank = fit_bank(model.editor, codes, choose_size(problem, model, codes, owners).k, seed=problem.config.seed).bank
     trained.chosen = {**trained.chosen, "prototypes": float(len(bank))}
     return _served(trained, Server(model.editor, bank), "basis")
 
 
-def adapt_codes(problem: Problem, model: Personalised) -> tuple[Tensor, Int64Array]:
-    """What a bank is fitted on: codes (W, L, d) of the windows of the editor's devices, and the device (W,) of each."""
-    return window_codes(model, problem.evaluation(problem.split.adapt), problem.features_of(model.host))
-
-
-def make_server(problem: Problem, model: Personalised) -> Server:
-    """The first bank of an editor, of as many prototypes as the settings allow."""
-    assert model.editor is not None
-    codes, _ = adapt_codes(problem, model)
-    fitted = fit_distinct(model.editor, codes, problem.config.prototypes, seed=problem.config.seed)
-    return Server(model.editor, fitted.bank)
-
-
-def choose_size(problem: Problem, model: Personalised, codes: Tensor, owners: Int64Array) -> Choice:
-    """The smallest of 1, 4, 16 .. prototypes that validation hardly tells from the best.
+def fit_chosen(problem: Problem, model: Personalised) -> ChosenBank:
+    """A bank of the smallest of 1, 4, 16 .. prototypes that validation hardly tells from the best.
 
     Args:
         problem: validation devices, and the most prototypes there may be.
         model: host and editor.
-        codes: (W, L, d) that banks are fitted on.
-        owners: (W,) the device of each.
     """
     editor = model.editor
     assert editor is not None
+    codes, owners = _adapt_codes(problem, model)
+    users = torch.from_numpy(owners)
     sizes = sorted({min(4**i, problem.config.prototypes) for i in range(5)})
 
     def score(bank: PrototypeBank) -> float:
         return score_of(problem, ServedAtLevel(model, Server(editor, bank), "prototype"), problem.validation)
 
-    users = torch.from_numpy(owners)
-    return choose_k(editor, codes, sizes, score, tolerance=TOLERANCE, seeds=(0, 1), users=users)
+    choice = choose_k(editor, codes, sizes, score, tolerance=TOLERANCE, seeds=(0, 1), users=users)
+    return ChosenBank(choice, fit_bank(editor, codes, choice.k, seed=problem.config.seed, users=users), codes, owners)
+
+
+def make_server(problem: Problem, model: Personalised) -> Server:
+    """The first bank of an editor, of as many prototypes as the settings allow."""
+    assert model.editor is not None
+    codes, _ = _adapt_codes(problem, model)
+    fitted = fit_distinct(model.editor, codes, problem.config.prototypes, seed=problem.config.seed)
+    return Server(model.editor, fitted.bank)
+
+
+def _adapt_codes(problem: Problem, model: Personalised) -> tuple[Tensor, Int64Array]:
+    return window_codes(model, problem.evaluation(problem.split.adapt), problem.features_of(model.host))
 
 
 def _serve(problem: Problem, trained: Trained, level: str) -> Trained:
