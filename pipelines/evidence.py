@@ -15,6 +15,7 @@ from persona.errors import DataError
 from persona.storage import digest_json, read_json, write_json
 from pipelines import cells, recsys_steps
 from pipelines.evidence_tables import built, declared
+from pipelines.method_comparison import Comparison
 from pipelines.workspace import Workspace
 from recsys import catalogue
 from recsys.config import RecsysConfig
@@ -181,11 +182,9 @@ def decisive(config: RecsysConfig) -> dict[str, Any]:
     return config.host_settings() | config.editor_settings()
 
 
-def _study(
-    experiment: Experiment, data: SequenceData, space: Workspace, notify: cells.Notify
-) -> recsys_steps.Comparison:
+def _study(experiment: Experiment, data: SequenceData, space: Workspace, notify: cells.Notify) -> Comparison:
     """The variants of all studies, on the cells that comparisons of the same settings share."""
-    from persona.comparison import Measured, compare
+    from persona.comparison import Measured
     from recsys import ablations
     from recsys.baselines import Problem
 
@@ -198,15 +197,12 @@ def _study(
             rows |= ablations.STUDIES[study](problem)
             notify(f"{experiment.name} seed {seed}", study, None)
         measured.append(rows)
-    users = len(measured[0]["host"].units)
-    return recsys_steps.Comparison(
-        experiment.protocol,
-        experiment.config.as_dict(),
-        experiment.seeds,
-        users,
-        tuple(experiment.headlines),
-        compare(measured),
+    return Comparison.of_seeds(
         measured,
+        protocol=experiment.protocol,
+        settings=experiment.config.as_dict(),
+        unit="users",
+        headlines=tuple(experiment.headlines),
     )
 
 
@@ -220,7 +216,7 @@ def _describe(data: SequenceData) -> dict[str, Any]:
     return {"users": data.n_users, "items": data.n_items, "events": data.n_events, "baskets": data.baskets}
 
 
-def _direct(comparison: recsys_steps.Comparison, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _direct(comparison: Comparison, pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Methods against each other, a list of pairs with the differences of their metrics."""
     from persona.comparison import differences
 

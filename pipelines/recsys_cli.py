@@ -13,8 +13,8 @@ from pipelines import recsys_show as show
 from pipelines.options import split, with_settings
 
 if TYPE_CHECKING:
-    from pipelines import recsys_steps
     from pipelines.bars import OnEpoch
+    from pipelines.method_comparison import Comparison
     from pipelines.workspace import Workspace
     from recsys.config import RecsysConfig
 
@@ -325,7 +325,7 @@ def epochs(settings: RecsysConfig) -> AbstractContextManager[OnEpoch]:
 
 def _evaluate(
     space: Workspace, settings: RecsysConfig, protocols: list[str], methods: list[str], seeds: int, jobs: int
-) -> list[recsys_steps.Comparison]:
+) -> list[Comparison]:
     from persona.comparison import with_host
     from pipelines import recsys_steps
     from recsys.baselines import METHODS

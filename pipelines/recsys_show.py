@@ -10,6 +10,7 @@ from pipelines import console
 
 if TYPE_CHECKING:
     from pipelines import recsys_steps
+    from pipelines.method_comparison import Comparison
     from pipelines.workspace import Workspace
 
 SETTINGS = "settings.json"
@@ -17,7 +18,7 @@ SETTINGS = "settings.json"
 COUNTED = {"time": "users with events after the cut"}
 
 
-def comparison(found: recsys_steps.Comparison, out: console.Output) -> None:
+def comparison(found: Comparison, out: console.Output) -> None:
     """Methods side by side, and in one sentence which of them are above the host."""
     rows = [
         [
@@ -36,7 +37,7 @@ def comparison(found: recsys_steps.Comparison, out: console.Output) -> None:
     ]
     columns = [c for h in found.headlines for c in (f"{found.protocol}/{h}", "against the host [95 %]")]
     title = (
-        f"Protocol {found.protocol}: {found.users:,} {COUNTED.get(found.protocol, 'users')}, {found.seeds} seed(s), "
+        f"Protocol {found.protocol}: {found.units:,} {COUNTED.get(found.protocol, 'users')}, {found.seeds} seed(s), "
         f"{found.settings['host']} host"
     )
     out.table(title, ["method", *columns, "training", "bytes a refresh", "time a refresh", "parameters"], rows)
@@ -44,7 +45,7 @@ def comparison(found: recsys_steps.Comparison, out: console.Output) -> None:
         out.say(verdict(found, metric))
 
 
-def verdict(found: recsys_steps.Comparison, metric: str) -> str:
+def verdict(found: Comparison, metric: str) -> str:
     """Which methods are above the host, and which below it, with their whole intervals."""
     intervals = {row.method: row.differences[metric].interval for row in found.rows if row.differences}
     above = [name for name, interval in intervals.items() if interval.low > 0]

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from persona.comparison import Measured, Row, compare, metric_name, with_host
+from persona.comparison import compare, metric_name, with_host
 from persona.errors import ConfigError, DataError
 from persona.ranks import current
 from persona.storage import read_json, write_json
 from persona.training import FitResult
-from pipelines import cells, figures, processes, recsys_snapshots, registry, snapshots, tracking
+from pipelines import cells, processes, recsys_snapshots, registry, snapshots, tracking
+from pipelines.method_comparison import Comparison
 from pipelines.trained_step import TrainedStep, log_epochs
 from pipelines.workspace import Workspace
 from recsys.bank import served_bank
@@ -114,28 +115,6 @@ def edit(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None)
     return _train_step("edit", config, work, train, on_epoch)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Methods side by side under one protocol, over seeds."""
-
-    protocol: str
-    settings: dict[str, Any]
-    seeds: int
-    users: int
-    headlines: tuple[str, ...]
-    rows: list[Row]
-    measured: list[dict[str, Measured]]
-
-    def of(self, method: str) -> list[Measured]:
-        """What one method achieved, seed by seed."""
-        return [seed[method] for seed in self.measured]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; values per user stay in the workspace."""
-        names = ("protocol", "settings", "seeds", "users", "headlines")
-        return {name: getattr(self, name) for name in names} | {"rows": [row.as_dict() for row in self.rows]}
-
-
 def evaluate(
     config: RecsysConfig,
     work: Workspace,
@@ -168,7 +147,13 @@ def evaluate(
         comparisons = []
         for protocol in protocols:
             of_protocol = [m for cell, m in zip(todo, measured, strict=True) if cell.config.protocol == protocol]
-            comparisons.append(_compare(config, protocol, of_protocol, work))
+            headlines = HEADLINES["full" if protocol == "full" else "sampled"]
+            found = Comparison.of_seeds(
+                of_protocol, protocol=protocol, settings=config.as_dict(), unit="users", headlines=headlines
+            )
+            write_json(work.comparison(protocol), found.as_dict())
+            found.log()
+            comparisons.append(found)
     work.remember(config)
     return comparisons
 
@@ -316,26 +301,6 @@ def _train_step(
         log_epochs(training, result, config.monitor, config.protocol)
     work.remember(config)
     return TrainedStep.of(training, result, problem.split.describe())
-
-
-def _compare(config: RecsysConfig, protocol: str, seeds: list[dict[str, Measured]], work: Workspace) -> Comparison:
-    headlines = HEADLINES["full" if protocol == "full" else "sampled"]
-    rows = compare(seeds)
-    users = len(seeds[0]["host"].units)
-    comparison = Comparison(protocol, config.as_dict(), len(seeds), users, headlines, rows, seeds)
-    write_json(work.comparison(protocol), comparison.as_dict())
-    for row in rows:
-        with tracking.run(f"{protocol} {row.method}", tags={"method": row.method, "protocol": protocol}):
-            tracking.log_params({"method": row.method, "protocol": protocol, "host": config.host, "seeds": len(seeds)})
-            tracking.log_metrics_batch(row.logged(protocol))
-            tracking.log_epochs(seeds[0][row.method].history, prefix=f"{protocol}/seed{config.seed}/")
-    tracking.log_json(comparison.as_dict(), f"comparison/{protocol}.json")
-    figure = figures.method_comparison(rows, headlines, protocol, len(seeds))
-    tracking.log_figure(figure, f"figures/comparison_{protocol}.png")
-    histories = {row.method: seeds[0][row.method].history for row in rows if seeds[0][row.method].history}
-    curves = figures.learning_curves(histories, config.monitor, protocol)
-    tracking.log_figure(curves, f"figures/learning_curves_{protocol}.png")
-    return comparison
 
 
 def _log_data(made: PreparedLog, source: str) -> None:

@@ -15,6 +15,7 @@ from vision.config import VisionConfig
 if TYPE_CHECKING:
     from pipelines import vision_steps
     from pipelines.bars import OnEpoch
+    from pipelines.method_comparison import Comparison
     from pipelines.vision_workspace import VisionWorkspace
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -347,9 +348,7 @@ def _epochs(settings: VisionConfig) -> AbstractContextManager[OnEpoch]:
     )
 
 
-def _evaluate(
-    space: VisionWorkspace, settings: VisionConfig, methods: list[str], seeds: int
-) -> vision_steps.Comparison:
+def _evaluate(space: VisionWorkspace, settings: VisionConfig, methods: list[str], seeds: int) -> Comparison:
     from persona.comparison import with_host
     from pipelines import vision_steps
     from vision.baselines import METHODS

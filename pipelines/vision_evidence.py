@@ -19,6 +19,7 @@ from persona.statistics import paired_bootstrap_over_seeds
 from persona.storage import digest_json, read_json, write_json
 from pipelines import vision_steps
 from pipelines.evidence_tables import built, declared, interval, table
+from pipelines.method_comparison import Comparison
 from pipelines.vision_workspace import VisionWorkspace
 from vision import catalogue
 from vision.config import VisionConfig
@@ -135,7 +136,7 @@ def _key(experiment: Experiment, data: DeviceImages, configs: Mapping[str, Visio
     return digest_json({"data": data.digest, "settings": {n: c.as_dict() for n, c in configs.items()}, **plain})
 
 
-def _rivals(experiment: Experiment, comparison: vision_steps.Comparison) -> dict[str, Any]:
+def _rivals(experiment: Experiment, comparison: Comparison) -> dict[str, Any]:
     """The last method against each rival, device by device."""
     last = comparison.of(experiment.methods[-1])
     return {
@@ -144,7 +145,7 @@ def _rivals(experiment: Experiment, comparison: vision_steps.Comparison) -> dict
     }
 
 
-def _overall(experiment: Experiment, comparisons: Sequence[vision_steps.Comparison]) -> dict[str, Any]:
+def _overall(experiment: Experiment, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Mean accuracy of every method over the variants, and its difference to the host, of the last one also to its rivals."""
     methods, last = list(comparisons[0].measured[0]), experiment.methods[-1]
     return {
@@ -156,7 +157,7 @@ def _overall(experiment: Experiment, comparisons: Sequence[vision_steps.Comparis
     }
 
 
-def _between(comparisons: Sequence[vision_steps.Comparison], method: str, other: str) -> dict[str, float]:
+def _between(comparisons: Sequence[Comparison], method: str, other: str) -> dict[str, float]:
     """Accuracy of one method minus another's, the mean over variants that count alike, with its interval over devices."""
     total = sum(len(c.measured[0]["host"].units) for c in comparisons)
     seeds = []
@@ -169,7 +170,7 @@ def _between(comparisons: Sequence[vision_steps.Comparison], method: str, other:
     return paired_bootstrap_over_seeds(seeds).as_dict()
 
 
-def _segments(experiment: Experiment, comparison: vision_steps.Comparison, data: DeviceImages) -> dict[str, Any]:
+def _segments(experiment: Experiment, comparison: Comparison, data: DeviceImages) -> dict[str, Any]:
     """Accuracy of every method by a part of the devices' names, and the last method's gain with its interval."""
     if not experiment.segment:
         return {}

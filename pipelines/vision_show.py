@@ -8,9 +8,10 @@ from pipelines import console
 
 if TYPE_CHECKING:
     from pipelines import vision_answers, vision_bank_steps, vision_steps
+    from pipelines.method_comparison import Comparison
 
 
-def show_comparison(comparison: vision_steps.Comparison, out: console.Output) -> None:
+def show_comparison(comparison: Comparison, out: console.Output) -> None:
     """The table of methods."""
     rows = []
     for row in comparison.rows:
@@ -20,7 +21,7 @@ def show_comparison(comparison: vision_steps.Comparison, out: console.Output) ->
         quality = [row.metrics["accuracy"], gain, row.metrics["accuracy_worst"], row.metrics["logloss"]]
         rows.append([row.method, *quality, *cost, times, f"{row.refresh_bytes:,}"])
     title = (
-        f"{comparison.devices:,} test devices, {comparison.seeds} seed(s), {comparison.settings['host']} host, "
+        f"{comparison.units:,} test devices, {comparison.seeds} seed(s), {comparison.settings['host']} host, "
         f"{comparison.settings['context_images']} unlabelled images at most"
     )
     columns = ["method", "accuracy", "against the host [95 %]", "worst tenth", "logloss", "forward", "backward"]

@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from persona.comparison import Measured, Row, compare, metric_name, with_host
+from persona.comparison import Measured, compare, metric_name, with_host
 from persona.prototypes import Lineage
 from persona.storage import write_json
 from persona.training import FitResult
-from pipelines import figures, registry, snapshots, tracking, vision_figures, vision_registry, vision_snapshots
+from pipelines import registry, snapshots, tracking, vision_figures, vision_registry, vision_snapshots
+from pipelines.method_comparison import Comparison
 from pipelines.trained_step import TrainedStep, log_epochs
 from pipelines.vision_workspace import VisionWorkspace
 from vision import catalogue
@@ -176,26 +176,6 @@ def _train_step(
     return TrainedStep.of(training, result, problem.split.describe())
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Methods side by side on the same devices, over seeds."""
-
-    settings: dict[str, Any]
-    seeds: int
-    devices: int
-    rows: list[Row]
-    measured: list[dict[str, Measured]]
-
-    def of(self, method: str) -> list[Measured]:
-        """What one method achieved, seed by seed."""
-        return [seed[method] for seed in self.measured]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; values per device stay in the workspace."""
-        names = ("settings", "seeds", "devices")
-        return {name: getattr(self, name) for name in names} | {"rows": [row.as_dict() for row in self.rows]}
-
-
 def evaluate(
     config: VisionConfig,
     work: VisionWorkspace,
@@ -219,9 +199,11 @@ def evaluate(
         tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
         data = work.data()
         measured = [_measure(data, config, config.seed + i, work, chosen, notify) for i in range(seeds)]
-        comparison = Comparison(config.as_dict(), seeds, len(measured[0]["host"].units), compare(measured), measured)
-        _log_comparison(comparison, config)
+        comparison = Comparison.of_seeds(
+            measured, protocol=PROTOCOL, settings=config.as_dict(), unit="devices", headlines=HEADLINES
+        )
         write_json(work.comparison, comparison.as_dict())
+        comparison.log()
     work.remember(config)
     return comparison
 
@@ -238,19 +220,6 @@ def _measure(
         measured[method] = measure(problem, method)
         notify(cell, method, None)
     return measured
-
-
-def _log_comparison(comparison: Comparison, config: VisionConfig) -> None:
-    for row in comparison.rows:
-        with tracking.run(row.method, tags={"method": row.method}):
-            tracking.log_params({"method": row.method, "host": config.host, "seeds": comparison.seeds})
-            tracking.log_metrics_batch(row.logged(PROTOCOL))
-            tracking.log_epochs(comparison.of(row.method)[0].history, prefix=f"seed{config.seed}/")
-    tracking.log_json(comparison.as_dict(), f"comparison/{PROTOCOL}.json")
-    figure = figures.method_comparison(comparison.rows, HEADLINES, PROTOCOL, comparison.seeds, "devices")
-    tracking.log_figure(figure, "figures/comparison.png")
-    histories = {name: m.history for name, m in comparison.measured[0].items() if m.history}
-    tracking.log_figure(figures.learning_curves(histories, config.monitor, PROTOCOL), "figures/learning_curves.png")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ import pytest
 from persona.comparison import Row
 from persona.statistics import Interval, SeedsInterval
 from pipelines import console, recsys_cli, recsys_show
-from pipelines.recsys_steps import Comparison, Released
+from pipelines.method_comparison import Comparison
+from pipelines.recsys_steps import Released
 from pipelines.registry import Registered
 from pipelines.workspace import Workspace
 from recsys.config import RecsysConfig
@@ -19,7 +20,7 @@ def row(method, low=None, high=None):
 @pytest.fixture
 def comparison():
     rows = [row("host"), row("up", 0.01, 0.02), row("even", -0.01, 0.02), row("down", -0.03, -0.01)]
-    return Comparison("time", {"host": "gru4rec"}, 3, 600, ("uauc",), rows, [])
+    return Comparison("time", {"host": "gru4rec"}, 3, "users", 600, ("uauc",), rows, [])
 
 
 def test_one_sentence_says_whose_interval_is_above_the_host(comparison, capsys):
@@ -27,7 +28,7 @@ def test_one_sentence_says_whose_interval_is_above_the_host(comparison, capsys):
     out = capsys.readouterr().out
     assert "600 users with events after the cut, 3 seed(s), gru4rec host" in out
     assert "time/uauc, methods whose interval is above the host: up; below the host: down" in out
-    empty = Comparison("paper", {"host": "din"}, 1, 9, ("uauc",), [row("host"), row("even", -1, 1)], [])
+    empty = Comparison("paper", {"host": "din"}, 1, "users", 9, ("uauc",), [row("host"), row("even", -1, 1)], [])
     assert recsys_show.verdict(empty, "uauc").endswith("above the host: none; below the host: none")
 
 

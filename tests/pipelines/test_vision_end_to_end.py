@@ -104,7 +104,7 @@ def test_runs_figures_and_registered_models_are_in_the_store(steps):
     assert figures["prototypes"] == {"figures/gallery.png", "figures/prototype_map.png"}
     assert {"figures/worst_devices.png", "figures/accuracy_along_the_stream.png"} <= figures["replay"]
     assert figures["refine"] == {"figures/movement.png", "figures/flow.png"}
-    assert runs["persona_held_back"].data.metrics["stream/accuracy_vs_host_low"] <= 1
+    assert runs["stream persona_held_back"].data.metrics["stream/accuracy_vs_host_low"] <= 1
     model = client.get_model_version_by_alias("persona-vision", "candidate")
     assert model.tags["bank"] == results["prototypes"]["version"]
     banks = client.search_model_versions("name = 'persona-vision-prototypes'")

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from persona.comparison import Measured, compare
+from persona.comparison import Measured
 from persona.errors import ConfigError, DataError
 from pipelines import vision_evidence
+from pipelines.method_comparison import Comparison
 from pipelines.vision_evidence import Experiment
-from pipelines.vision_steps import Comparison
 from tests.vision.common import toy_images
 from vision.baselines import METHODS
 
@@ -40,7 +40,9 @@ def measured(method: str, seed: int) -> Measured:
 @pytest.fixture
 def comparison():
     seeds = [{method: measured(method, seed) for method in ("host", "t3a")} for seed in (0, 1)]
-    return Comparison({"host": "compact"}, 2, 4, compare(seeds), seeds)
+    return Comparison.of_seeds(
+        seeds, protocol="stream", settings={"host": "compact"}, unit="devices", headlines=("accuracy",)
+    )
 
 
 @pytest.fixture
