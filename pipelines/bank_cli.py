@@ -75,6 +75,9 @@ def refine(
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of the way to the members' robust mean edit.")] = 0.5,
     budget: Annotated[float, typer.Option(min=0, help="Largest movement, as a share of the host's own weights.")] = 0.1,
     min_users: Annotated[int, typer.Option(min=1, help="Users without whom a prototype does not move.")] = 10,
+    max_missed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
+    ] = 0.01,
     user_column: Annotated[str | None, typer.Option(help="Column of user ids; the prepared log's by default.")] = None,
     item_column: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
     time_column: Annotated[str | None, typer.Option(help="Column of times.")] = None,
@@ -92,7 +95,7 @@ def refine(
         window=window,
         days=last,
         statistics=statistics or (),
-        limits=RefineConfig(eta=eta, budget=budget, min_users=min_users),
+        limits=RefineConfig(eta=eta, budget=budget, min_users=min_users, max_missed=max_missed),
     )
     show_refined(refined, out)
     out.result(refined)

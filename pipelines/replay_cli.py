@@ -31,6 +31,9 @@ def replay(
     prototypes: Annotated[int, typer.Option(min=0, max=256, help="K of the bank; 0 lets validation choose.")] = 0,
     eta: Annotated[float, typer.Option(help="Share of the way that refinement goes.")] = 0.5,
     min_users: Annotated[int, typer.Option(help="Users of a window without whom a prototype does not move.")] = 5,
+    max_missed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
+    ] = 0.01,
     as_json: console.JsonOption = False,
 ) -> None:
     """Replay the events after the cut in time order: who keeps up with the stream, and at what cost."""
@@ -44,7 +47,8 @@ def replay(
 
     out, space = console.Output(as_json), Workspace(work)
     settings = space.settings(given, config)
-    stream = ReplayConfig(scenario, windows, days, shift, RefineConfig(eta=eta, min_users=min_users))
+    limits = RefineConfig(eta=eta, min_users=min_users, max_missed=max_missed)
+    stream = ReplayConfig(scenario, windows, days, shift, limits)
     with console.progress("policies", len(POLICIES)) as advance:
         seen: set[str] = set()
 

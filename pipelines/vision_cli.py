@@ -176,6 +176,9 @@ def refine(
     work: WorkOption = WORK,
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of the way to what devices ask for.")] = 0.5,
     min_users: Annotated[int, typer.Option(min=1, help="Devices without whom a prototype does not move.")] = 10,
+    max_missed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
+    ] = 0.01,
     as_json: console.JsonOption = False,
 ) -> None:
     """Move the prototypes by what devices showed in the last replay, without labels and gradients: a new version."""
@@ -185,7 +188,7 @@ def refine(
 
     space = _workspace(work)
     settings = space.settings({})
-    limits = RefineConfig(eta=eta, min_users=min_users, seed=settings.seed)
+    limits = RefineConfig(eta=eta, min_users=min_users, max_missed=max_missed, seed=settings.seed)
     banked = banks.refine_bank(settings, space, limits)
     vision_show.say_banked(banked, out)
     out.result(banked)

@@ -107,7 +107,8 @@ def _without(version: _Rebuilt, parent: _Rebuilt | None, user: int, metric: Head
         return _DROPPED
     if above is None:
         return _first_version(bank, rest, metric)
-    again = refine(above, metric, rest, RefineConfig(**bank.metadata["config"]))
+    settings = {"max_missed": 1.0} | bank.metadata["config"]  # versions older than this limit were made without
+    again = refine(above, metric, rest, RefineConfig(**settings))
     return _Rebuilt(again.bank, rest, again.report(), not torch.equal(again.bank.origin, bank.origin))
 
 

@@ -135,6 +135,12 @@ class HeadMetric:
         z = codes.detach().double()
         return (torch.einsum("nli,lij->nlj", z, self.grams) * z).sum(-1).clamp_min(0)
 
+    def energies(self, codes: Tensor) -> Tensor:
+        """(N, L, d) -> (N,) squared norms of the unbounded edits M z + c."""
+        along = torch.einsum("nli,li->n", codes.detach().double(), self.project(self.constant)[0])
+        constant = inner(self.constant, self.constant).sum()
+        return (self.square_norms(codes).sum(1) + 2 * along + constant).clamp_min(0)
+
     def project(self, edit: Edit) -> Tensor:
         """M^T P for K edits of any kind: (K, L, d), the inner products with the columns of every layer."""
         return inner(edit, self.columns).permute(0, 2, 1).contiguous()

@@ -34,6 +34,8 @@ class RefineConfig:
         budget_unit: ``weights``: the budget is a share of the norm of the host's own adaptive weights; ``absolute``.
         bimodality: share of variance that two groups have to explain before a prototype is split (see ``split``).
         split_saving: share of the bank's remaining-edit energy that a split has to save; 1 splits nothing.
+        max_missed: share of its members' edit energy that a prototype may miss; beyond it, it is split also where its members
+            are one wide group, as when a drift has spread them. 1 splits two groups only.
         max_prototypes: no split beyond so many.
         retire_after: versions in a row without a context after which a prototype is retired; 0 retires nothing.
         seed: of the 2-means in the split test.
@@ -50,12 +52,14 @@ class RefineConfig:
     budget_unit: str = "weights"
     bimodality: float = 0.8
     split_saving: float = 0.05
+    max_missed: float = 0.01
     max_prototypes: int = MAX_PROTOTYPES
     retire_after: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ranges = {"eta": (0.0, 1.0), "trim": (0.0, 0.5), "bimodality": (0.0, 1.0), "split_saving": (0.0, 1.0)}
+        ranges = {"eta": (0.0, 1.0), "trim": (0.0, 0.5), "bimodality": (0.0, 1.0)}
+        ranges |= {"split_saving": (0.0, 1.0), "max_missed": (0.0, 1.0)}
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but has to lie between {low} and {high}")
@@ -178,7 +182,11 @@ def _splits(
         if k + len(found) >= config.max_prototypes:
             break
         test = split_test(assigner.metric.points(codes), weights[rows], needed, config.min_users, config.seed)
-        if test is not None and test.bimodality >= config.bimodality:
+        if test is None:
+            continue
+        missed = float(energy[rows].sum() / (weights[rows] @ assigner.metric.energies(codes)))
+        too_wide = missed > config.max_missed and test.saved_unseen > needed
+        if test.bimodality >= config.bimodality or too_wide:
             found[j] = (
                 _part(j, codes, statistics.counts[rows], weights[rows], ~test.second),
                 _part(j, codes, statistics.counts[rows], weights[rows], test.second),

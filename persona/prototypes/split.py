@@ -1,4 +1,4 @@
-"""When a prototype stands for two groups of users, and what they are.
+"""When a prototype stands for two groups of users or for one that is too wide, and what the two parts are.
 
 A prototype is split if its members' remaining edits are
 
@@ -7,7 +7,10 @@ A prototype is split if its members' remaining edits are
   come near 1. On users that it saw 2-means always looks good: with fewer users than coordinates it tells noise apart;
 * **large**: the split takes more than ``saving`` of the remaining-edit energy of the whole bank;
 
-and each half is a cohort of its own. Users count with capped weights, untrimmed: a far group is trimmed as an outlier until it
+and each half is a cohort of its own. Where a prototype misses too much of its members' edits (``RefineConfig.max_missed``), one
+wide group is split as well, if the parts made of one half of the users save as much on the other half: cutting noise in two
+saves nothing on users that it did not see. This is how the codebooks of Linde, Buzo and Gray grow ("An algorithm for vector
+quantizer design", IEEE Transactions on Communications, 1980). Users count with capped weights, untrimmed: a far group is trimmed as an outlier until it
 is a cohort, not after.
 
 Shapes: n rows (users at one prototype), D coordinates of the head metric.
@@ -32,11 +35,13 @@ class SplitTest:
         second: (n,) bool, the rows of the lighter group.
         bimodality: share of the variance of unseen users along the line between the groups that the groups explain.
         saved: energy that two prototypes would save.
+        saved_unseen: the same on unseen users: what the parts of one half of the users save the other half, and the other way round.
     """
 
     second: Tensor
     bimodality: float
     saved: float
+    saved_unseen: float
 
 
 def split_test(points: Tensor, weights: Tensor, saving: float, cohort: int, seed: int) -> SplitTest | None:
@@ -63,8 +68,8 @@ def split_test(points: Tensor, weights: Tensor, saving: float, cohort: int, seed
         saved = float(weights @ square) - found.inertia
         if saved <= saving or min(torch.bincount(found.labels).tolist()) < cohort:
             return None
-        unseen = [
-            _explained(kmeans(x[i::2], 2, seed=seed, weights=w[i::2], restarts=2).centres, x[1 - i :: 2], w[1 - i :: 2])
+        halves = [
+            (kmeans(x[i::2], 2, seed=seed, weights=w[i::2], restarts=2).centres, x[1 - i :: 2], w[1 - i :: 2])
             for i in (0, 1)
         ]
     except DataError:
@@ -73,7 +78,7 @@ def split_test(points: Tensor, weights: Tensor, saving: float, cohort: int, seed
     second[order] = found.labels == 1
     if float(weights[second].sum()) > float(weights[~second].sum()):
         second = ~second
-    return SplitTest(second, min(unseen), saved)
+    return SplitTest(second, min(_explained(*half) for half in halves), saved, sum(_saved(*half) for half in halves))
 
 
 def _explained(centres: Tensor, points: Tensor, weights: Tensor) -> float:
@@ -84,6 +89,14 @@ def _explained(centres: Tensor, points: Tensor, weights: Tensor) -> float:
         return 0.0
     within = _scatter(along[second], weights[second]) + _scatter(along[~second], weights[~second])
     return 1 - within / _scatter(along, weights)
+
+
+def _saved(centres: Tensor, points: Tensor, weights: Tensor) -> float:
+    """Energy that two centres made of others save against the points' own mean; negative where they are worse."""
+    mean = (weights @ points) / weights.sum()
+    one = (points - mean).square().sum(1)
+    two = torch.cdist(points, centres).square().amin(1)
+    return float(weights @ (one - two))
 
 
 def _scatter(values: Tensor, weights: Tensor) -> float:

@@ -34,6 +34,14 @@ def test_the_gram_measures_layer_by_layer(seed, head, bias):
 
 @few
 @variants
+def test_energies_are_the_square_norms_of_whole_edits(seed, head, bias):
+    z = codes(6, seed)
+    expected = editor(head, bias).unbounded(z).flat().double().square().sum(1)
+    torch.testing.assert_close(metric(head, bias).energies(z), expected, rtol=1e-9, atol=1e-12)
+
+
+@few
+@variants
 def test_edits_and_projections(seed, head, bias):
     m, z = metric(head, bias), codes(5, seed)
     made = editor(head, bias).unbounded(z)

@@ -12,7 +12,9 @@ from tests.persona.prototypes.world import HEADS, by_head, codes, editor, metric
 from tests.persona.toy import random_edit
 
 # No limits but those that a test sets.
-FREE = RefineConfig(eta=1.0, cap=1e9, trim=0.0, min_users=1, budget=1e9, split_saving=1.0, retire_after=0)
+FREE = RefineConfig(
+    eta=1.0, cap=1e9, trim=0.0, min_users=1, budget=1e9, split_saving=1.0, max_missed=1.0, retire_after=0
+)
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)
 
@@ -188,6 +190,31 @@ def test_one_group_is_not_split():
     assert refine(bank, metric(), stats, _free(split_saving=0.01, min_users=5)).split == ()
 
 
+def test_one_wide_group_is_split_until_no_prototype_misses_too_much():
+    z = 2 * torch.rand(400, 1, 1, generator=torch.Generator().manual_seed(0)) * codes(1, groups=1)
+    m, bank = metric(), fit_bank(editor(), z, 1).bank
+    config = _free(split_saving=0.02, min_users=5, max_missed=0.01)
+
+    def window_of(b):
+        return UserStatistics.collect(z, torch.arange(400), Assigner(m, b.prototypes)(z).prototypes, len(b))
+
+    def missed(b):
+        found = Assigner(m, b.prototypes)(z)
+        own = torch.zeros(len(b), dtype=torch.float64).index_add_(0, found.prototypes, found.distances.square())
+        return own / torch.zeros_like(own).index_add_(0, found.prototypes, m.energies(z))
+
+    assert float(missed(bank)) > 0.01
+    first = refine(bank, m, window_of(bank), config)
+    assert first.split == ((0, 1),)
+    wide = dataclasses.replace(config, max_missed=min(1.0, float(missed(bank)) + 0.01))
+    assert refine(bank, m, window_of(bank), wide).split == ()
+    found = first
+    for _ in range(8):
+        found = refine(found.bank, m, window_of(found.bank), config)
+    assert found.split == ()
+    assert (missed(found.bank) < 0.01).all()
+
+
 def test_parts_of_a_split_keep_to_the_budget():
     bank, stats, _ = _two_groups()
     found = refine(bank, metric(), stats, _free(split_saving=0.05, min_users=5, budget=0.1, budget_unit="absolute"))
@@ -256,6 +283,7 @@ def test_the_report_is_json_without_identities():
         {"budget_unit": "percent"},
         {"bimodality": 2},
         {"split_saving": -1},
+        {"max_missed": 1.5},
         {"max_prototypes": 257},
         {"retire_after": -1},
         {"eta": float("nan")},

@@ -69,3 +69,18 @@ def test_weights_count_as_copies():
 
 def test_equal_members_are_not_split():
     assert split_test(torch.ones(10, 3, dtype=torch.float64), torch.ones(10, dtype=torch.float64), 0.0, 1, 0) is None
+
+
+def test_parts_of_noise_save_unseen_members_nothing():
+    """With as many coordinates as members: what 2-means saves on those that it saw is chance."""
+    for seed in range(20):
+        found = split_test(_normal(40, seed, 64), torch.ones(40, dtype=torch.float64), 0.0, 1, 0)
+        assert found.saved_unseen < 0 < found.saved
+
+
+def test_parts_of_a_wide_group_save_unseen_members_as_much():
+    """Of a normal distribution along one coordinate, 2/pi of its variance."""
+    narrow = torch.tensor([1.0, 0.01, 0.01, 0.01, 0.01])
+    found = split_test(_normal(4000) * narrow, torch.ones(4000, dtype=torch.float64), 0.0, 1, 0)
+    assert found.saved_unseen == pytest.approx(4000 * 2 / torch.pi, rel=0.05)
+    assert found.saved_unseen == pytest.approx(found.saved, rel=0.05)
