@@ -77,7 +77,7 @@ def refine(
     min_users: Annotated[int, typer.Option(min=1, help="Users without whom a prototype does not move.")] = 10,
     max_missed: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
-    ] = 0.01,
+    ] = 0.002,
     user_column: Annotated[str | None, typer.Option(help="Column of user ids; the prepared log's by default.")] = None,
     item_column: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
     time_column: Annotated[str | None, typer.Option(help="Column of times.")] = None,

@@ -33,7 +33,7 @@ def replay(
     min_users: Annotated[int, typer.Option(help="Users of a window without whom a prototype does not move.")] = 5,
     max_missed: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
-    ] = 0.01,
+    ] = 0.002,
     as_json: console.JsonOption = False,
 ) -> None:
     """Replay the events after the cut in time order: who keeps up with the stream, and at what cost."""

@@ -52,7 +52,7 @@ class RefineConfig:
     budget_unit: str = "weights"
     bimodality: float = 0.8
     split_saving: float = 0.05
-    max_missed: float = 0.01
+    max_missed: float = 0.002
     max_prototypes: int = MAX_PROTOTYPES
     retire_after: int = 3
     seed: int = 0
