@@ -10,6 +10,7 @@ import torch
 from persona.training import FitResult
 from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes, all_bytes
 from recsys.batches import Context
+from recsys.evaluation import Scorer
 from recsys.hosts import Host
 from recsys.objectives import CrossFitted, RowObjective
 from recsys.personalised import Personalised
@@ -17,6 +18,8 @@ from recsys.personalised import Personalised
 PARTS = 4
 # Rows whose mean edit a generating editor is centred on.
 CENTRED = 100_000
+# Shares of an edit that a gate may let through; of equally good ones the largest.
+GATES = (1.0, 0.5, 0.25, 0.0)
 
 
 def train_held_back(problem: Problem) -> Trained:
@@ -29,7 +32,8 @@ def train_cross_fitted(problem: Problem) -> Trained:
 
     The later rows come in ``PARTS`` parts. The host is fine-tuned on one after another, which leaves a host for each part that
     has not seen it; the editor learns from all parts, each over that host. The last host, which has seen them all, is the one
-    that is deployed, and the one that validation judges the editor on.
+    that is deployed, and the one that validation judges the editor on. It may have learned itself what the edits would change:
+    validation also decides how much of an edit is applied, and without any the model is that host.
     """
     parts = problem.parts(PARTS)
     *before, host = problem.refreshed_hosts(parts)
@@ -54,7 +58,8 @@ def train_cross_fitted(problem: Problem) -> Trained:
         keep_start=True,
         learning_rate=problem.config.editor_learning_rate,
     )
-    return Trained(deployed, adaptive_bytes(host), result)
+    gated, gate = _gated(problem, deployed)
+    return Trained(gated, adaptive_bytes(host), result, {"gate": gate})
 
 
 def refresh_host(problem: Problem) -> Trained:
@@ -69,7 +74,7 @@ def refresh_host(problem: Problem) -> Trained:
 def train_selected(problem: Problem) -> tuple[str, Trained]:
     """The mode of training that validation prefers, the first of equals, and what it trained."""
     trained = {mode: TRAINERS[mode](problem) for mode in candidates(problem)}
-    best = max(trained, key=lambda mode: problem.validation.run(trained[mode].scorer).summary[problem.config.monitor])
+    best = max(trained, key=lambda mode: _validated(problem, trained[mode].scorer))
     trained[best].chosen[best] = 1.0
     return best, trained[best]
 
@@ -141,6 +146,21 @@ def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Tra
         learning_rate=problem.config.editor_learning_rate,
     )
     return Trained(model, adaptive_bytes(host), result)
+
+
+def _gated(problem: Problem, model: Personalised) -> tuple[Personalised, float]:
+    """``model`` with as much of its edits as validation supports, and their share."""
+    assert model.editor is not None
+    models = {
+        gate: Personalised(model.host, model.editor.scaled(gate), fixed_host=True).eval() if gate < 1 else model
+        for gate in GATES
+    }
+    best = max(GATES, key=lambda gate: _validated(problem, models[gate]))
+    return models[best], best
+
+
+def _validated(problem: Problem, scorer: Scorer) -> float:
+    return problem.validation.run(scorer).summary[problem.config.monitor]
 
 
 def _rows(problem: Problem, model: Personalised, rows: Positions) -> RowObjective:

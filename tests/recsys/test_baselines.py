@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ from persona.errors import ConfigError
 from persona.storage import read_json
 from recsys.baselines import METHODS, Problem, measure, train_configured, train_method
 from recsys.baselines.base import FLOAT_BYTES
-from recsys.baselines.persona import PARTS
+from recsys.baselines.persona import GATES, PARTS, _gated
 from recsys.baselines.prototypes import training_contexts
 from recsys.batches import Context
 from recsys.personalised import Personalised
@@ -152,13 +153,34 @@ def test_cross_fitting_judges_each_part_over_a_host_that_has_not_seen_it(problem
     assert model.editor.host == model.host.digest()
 
 
+def test_cross_fitting_applies_as_much_of_an_edit_as_validation_supports(problem, trained):
+    model, refreshed = trained["persona_cross_fitted"], trained["host_refreshed"]
+    values = [problem.validation.run(m.scorer).summary[SMALL.monitor] for m in (model, refreshed)]
+    assert values[0] >= values[1], "without any edit it is the refreshed host"
+    assert model.chosen["gate"] in GATES
+    gates = set()
+    for seed in range(5):  # editors that say anything
+        harmful = Personalised(refreshed.scorer.host, copy.deepcopy(trained["persona_held_back"].scorer.editor)).eval()
+        with torch.no_grad():
+            for head in harmful.editor.heads:
+                for parameter in head.generated():
+                    parameter.normal_(generator=torch.Generator().manual_seed(seed))
+        gated, gate = _gated(problem, harmful)
+        scores = [problem.validation.run(m).summary[SMALL.monitor] for m in (gated, harmful, refreshed.scorer)]
+        assert scores[0] == max(scores)
+        gates.add(gate)
+    assert min(gates) < 1
+
+
 def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
     values = {
         name: problem.validation.run(trained[name].scorer).summary[SMALL.monitor]
         for name in ("persona_held_back", "persona_cross_fitted", "persona_generated")
     }
     best = max(values, key=values.get).removeprefix("persona_")
-    assert trained["persona"].chosen == {best: 1.0, "prototypes": trained["persona"].chosen["prototypes"]}
+    chosen = dict(trained["persona"].chosen)
+    assert chosen.pop("prototypes") >= 1
+    assert chosen == trained[f"persona_{best}"].chosen | {best: 1.0}
     mode, served = train_configured(problem)
     assert mode == best
     assert same(parameters(served.scorer), parameters(trained[f"persona_{best}"].scorer))
