@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import console
-from pipelines.options import with_settings
+from pipelines.options import MAX_MISSED, MaxMissed, with_settings
 from pipelines.recsys_cli import WORK, ConfigOption, WorkOption, epochs, start, workspace
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def refine(
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of the way to the members' robust mean edit.")] = 0.5,
     budget: Annotated[float, typer.Option(min=0, help="Largest movement, as a share of the host's own weights.")] = 0.1,
     min_users: Annotated[int, typer.Option(min=1, help="Users without whom a prototype does not move.")] = 10,
-    max_missed: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
-    ] = 0.002,
+    max_missed: MaxMissed = MAX_MISSED,
     user_column: Annotated[str | None, typer.Option(help="Column of user ids; the prepared log's by default.")] = None,
     item_column: Annotated[str | None, typer.Option(help="Column of item ids.")] = None,
     time_column: Annotated[str | None, typer.Option(help="Column of times.")] = None,

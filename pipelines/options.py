@@ -13,6 +13,11 @@ import typer
 
 from recsys.config import RecsysConfig
 
+MaxMissed = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
+]
+# As in ``RefineConfig``, which is not imported before a command runs.
+MAX_MISSED = 0.002
 SECTION = "Settings (kept from step to step in the workspace)"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import console
-from pipelines.options import with_settings
+from pipelines.options import MAX_MISSED, MaxMissed, with_settings
 
 SCENARIO_HELP = "What happens to the log from the shift on: none, interest, new_users, catalogue, popularity."
 EPILOG = (
@@ -31,9 +31,7 @@ def replay(
     prototypes: Annotated[int, typer.Option(min=0, max=256, help="K of the bank; 0 lets validation choose.")] = 0,
     eta: Annotated[float, typer.Option(help="Share of the way that refinement goes.")] = 0.5,
     min_users: Annotated[int, typer.Option(help="Users of a window without whom a prototype does not move.")] = 5,
-    max_missed: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
-    ] = 0.002,
+    max_missed: MaxMissed = MAX_MISSED,
     as_json: console.JsonOption = False,
 ) -> None:
     """Replay the events after the cut in time order: who keeps up with the stream, and at what cost."""

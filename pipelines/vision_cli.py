@@ -176,9 +176,7 @@ def refine(
     work: WorkOption = WORK,
     eta: Annotated[float, typer.Option(min=0, max=1, help="Share of the way to what devices ask for.")] = 0.5,
     min_users: Annotated[int, typer.Option(min=1, help="Devices without whom a prototype does not move.")] = 10,
-    max_missed: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
-    ] = 0.002,
+    max_missed: options.MaxMissed = options.MAX_MISSED,
     as_json: console.JsonOption = False,
 ) -> None:
     """Move the prototypes by what devices showed in the last replay, without labels and gradients: a new version."""

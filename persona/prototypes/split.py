@@ -10,8 +10,9 @@ A prototype is split if its members' remaining edits are
 and each half is a cohort of its own. Where a prototype misses too much of its members' edits (``RefineConfig.max_missed``), one
 wide group is split as well, if the parts made of one half of the users save as much on the other half: cutting noise in two
 saves nothing on users that it did not see. This is how the codebooks of Linde, Buzo and Gray grow ("An algorithm for vector
-quantizer design", IEEE Transactions on Communications, 1980). Users count with capped weights, untrimmed: a far group is trimmed as an outlier until it
-is a cohort, not after.
+quantizer design", IEEE Transactions on Communications, 1980).
+
+Users count with capped weights, untrimmed: a far group is trimmed as an outlier until it is a cohort, not after.
 
 Shapes: n rows (users at one prototype), D coordinates of the head metric.
 """

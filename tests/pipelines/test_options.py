@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 import typer
 
+from persona.prototypes import RefineConfig
 from pipelines import console, recsys_cli
 from pipelines.cli import main
-from pipelines.options import with_settings
+from pipelines.options import MAX_MISSED, with_settings
 from recsys.config import RecsysConfig
 
 SETTINGS = fields(RecsysConfig)
@@ -60,6 +61,10 @@ def test_only_what_was_given_arrives():
     assert nothing == {"work": "work", **{setting.name: None for setting in SETTINGS}}
     some = given("--epochs", "3", "--work", "here", "--learning-rate", "0.5", "--host", "din")
     assert some == nothing | {"work": "here", "epochs": 3, "learning_rate": 0.5, "host": "din"}
+
+
+def test_commands_split_prototypes_as_the_library_does():
+    assert RefineConfig().max_missed == MAX_MISSED
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--sequences", True), ("--no-sequences", False)])
