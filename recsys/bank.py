@@ -34,9 +34,9 @@ from persona.prototypes import (
     StreamedPartition,
     choose_k,
     editor_digest,
-    fit_bank,
     fit_bank_streamed,
     fit_basis,
+    fit_distinct,
     specialise,
 )
 from persona.prototypes.partition import BASIS_SIZE
@@ -191,7 +191,7 @@ def fit_prototypes(
 
     Raises:
         ConfigError: the model has no editor.
-        DataError: fewer distinct edits than the prototypes asked for.
+        DataError: fewer distinct edits than the prototypes asked for, of more contexts than fit; of fewer it makes what it can.
     """
     if model.editor is None:
         raise ConfigError("prototypes are made of an editor's edits, but this model has no editor")
@@ -218,7 +218,8 @@ def fit_prototypes(
             keep_statistics=True,
         )
     else:
-        partition = fit_bank(metric, codes, k, seed=seed, space=config.space, users=numbers[torch.from_numpy(owners)])
+        users = numbers[torch.from_numpy(owners)]
+        partition = fit_distinct(metric, codes, k, seed=seed, space=config.space, users=users)
     bank, specialised = partition.bank, None
     if config.specialise:
         specialised = _specialise(problem, model, bank, metric, notify)

@@ -5,17 +5,13 @@ Shapes: W windows, n images of a window, L adaptive layers, d code width, F feat
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from persona.editor import ParameterEditor
 from persona.edits import Edit
-from persona.errors import DataError
-from persona.prototypes import Partition, Server, UserStatistics, fit_bank
+from persona.prototypes import Server, UserStatistics
 from vision.evaluation import Evaluation
 from vision.features import FeatureCache
 from vision.personalised import Personalised
@@ -60,16 +56,3 @@ def window_codes(
 def window_statistics(server: Server, codes: Tensor, owners: Int64Array) -> UserStatistics:
     """What refinement reads of the windows of devices: codes (W, L, d) and their devices (W,)."""
     return UserStatistics.collect(codes, torch.from_numpy(owners), server.assign(codes), len(server.bank))
-
-
-def fit_distinct(editor: ParameterEditor, codes: Tensor, k: int, **options: Any) -> Partition:
-    """A bank of k prototypes, or of half as many until codes (W, L, d) make enough distinct edits: an editor that has learned
-    nothing makes one. Options as in ``persona.prototypes.fit_bank``.
-    """
-    while True:
-        try:
-            return fit_bank(editor, codes, k, **options)
-        except DataError:
-            if k == 1:
-                raise
-            k //= 2

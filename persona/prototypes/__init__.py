@@ -17,7 +17,7 @@ from persona.prototypes.forgetting import Forgotten, forget
 from persona.prototypes.lineage import Lineage, VersionRecord
 from persona.prototypes.message import LEVELS, MAX_BYTES, MAX_COEFFICIENTS, message_bytes, receive
 from persona.prototypes.metric import SPACES, HeadMetric, editor_digest
-from persona.prototypes.partition import Partition, fit_bank
+from persona.prototypes.partition import Partition, fit_bank, fit_distinct
 from persona.prototypes.plan import RefineConfig
 from persona.prototypes.refinement import Refinement, refine
 from persona.prototypes.sampling import CodeSample, merge_samples
@@ -62,6 +62,7 @@ __all__ = [
     "fit_bank",
     "fit_bank_streamed",
     "fit_basis",
+    "fit_distinct",
     "forget",
     "kmeans",
     "load_bank",

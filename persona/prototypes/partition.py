@@ -88,6 +88,19 @@ def fit_bank(
     return Partition(bank, found.labels, found.inertia, found.converged, None if users is None else statistics)
 
 
+def fit_distinct(editor: ParameterEditor | HeadMetric, codes: Tensor, k: int, **options: Any) -> Partition:
+    """A bank of k prototypes, or of half as many until codes (N, L, d) make enough distinct edits: an editor that has learned
+    nothing, or whose edits validation switched off, makes one. Options as in ``fit_bank``.
+    """
+    while True:
+        try:
+            return fit_bank(editor, codes, k, **options)
+        except DataError:
+            if k == 1:
+                raise
+            k //= 2
+
+
 def first_version(
     metric: HeadMetric,
     statistics: UserStatistics,

@@ -13,7 +13,7 @@ import torch
 
 from persona.edits import Edit
 from persona.errors import DataError
-from persona.prototypes import HeadMetric, PrototypeBank, Server, fit_bank
+from persona.prototypes import HeadMetric, PrototypeBank, Server, fit_bank, fit_distinct
 from recsys.baselines.base import Problem, Trained
 from recsys.baselines.persona import train_held_back, train_selected
 from recsys.batches import Context
@@ -67,17 +67,15 @@ def training_contexts(problem: Problem, model: Personalised) -> Context:
 def best_bank(problem: Problem, model: Personalised, sizes: Sequence[int] = SIZES) -> PrototypeBank:
     """Banks of several sizes on the codes of the training contexts; the one whose prototypes alone validate best.
 
-    Of equally good sizes the smallest; one for which there are too few distinct edits is not tried.
+    Of equally good sizes the smallest; one for which there are too few distinct edits is not tried, and the first one made smaller.
     """
     assert model.editor is not None
     codes, metric = model.codes(training_contexts(problem, model)), HeadMetric(model.editor)
-    banks: list[PrototypeBank] = []
-    for k in sizes:
+    banks = [fit_distinct(metric, codes, sizes[0], seed=problem.config.seed).bank]
+    for k in sizes[1:]:
         try:
             banks.append(fit_bank(metric, codes, k, seed=problem.config.seed).bank)
         except DataError:
-            if not banks:
-                raise
             break  # an editor that learned little makes fewer distinct edits than that
     return banks[0] if len(banks) == 1 else max(banks, key=lambda bank: _validated(problem, model, bank))
 

@@ -50,7 +50,7 @@ def test_a_stream_is_replayed_and_logged(workplace, capsys):
     assert main(["recsys", "prepare", "--data", str(log), "--work", "work"]) == 0
     capsys.readouterr()
     command = ["recsys", "replay", "--work", "work", "--scenario", "popularity", "--windows", "3", "--shift", "1"]
-    assert main([*command, "--min-users", "2", "--prototypes", "2", *TINY, "--json"]) == 0
+    assert main([*command, "--min-users", "2", "--prototypes", "2", "--mode", "held_back", *TINY, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     kept = json.loads((workplace / "work" / "replay-popularity-seed0.json").read_text())
     assert printed["policies"] == kept["policies"]

@@ -113,6 +113,9 @@ def test_an_editor_that_learned_nothing_makes_one_prototype(problem):
     found = fit_prototypes(problem, personalised(), BankConfig(max_k=8))
     assert [c.k for c in found.choice.candidates] == [1]
     assert len(set(found.levels.values())) == 1, "which changes nothing"
+    assert len(fit_prototypes(problem, personalised(), BankConfig(k=4, specialise=False)).bank) == 1, (
+        "also if asked for more"
+    )
 
 
 def test_a_host_alone_has_no_prototypes(problem):

@@ -21,13 +21,14 @@ from persona.prototypes import (
     Server,
     choose_k,
     fit_bank,
+    fit_distinct,
     refine,
 )
 from vision.baselines.base import Problem, Trained
 from vision.baselines.finetune import score_of
 from vision.baselines.persona import personalised, train_held_back, train_selected
 from vision.personalised import Personalised
-from vision.prototypes import Int64Array, ServedAtLevel, fit_distinct, window_codes, window_statistics
+from vision.prototypes import Int64Array, ServedAtLevel, window_codes, window_statistics
 
 # Prototypes are no more than are needed to come this near, in the metric that selects, to the best number of them.
 TOLERANCE = 0.002

@@ -4,7 +4,7 @@ import torch
 from persona.editor import ParameterEditor
 from persona.edits import FactoredEdit
 from persona.errors import DataError, MismatchError
-from persona.prototypes import adjusted_rand_index, fit_bank
+from persona.prototypes import adjusted_rand_index, fit_bank, fit_distinct
 from persona.prototypes.assign import Assigner
 from tests.persona.prototypes.world import by_head, codes, editor, metric, users
 from tests.persona.toy import editor_for, mlp
@@ -76,3 +76,12 @@ def test_what_is_refused():
         fit_bank(editor(), codes(20), 2, users=users(19, 3))
     with pytest.raises(MismatchError, match="shape"):
         fit_bank(editor(), codes(20).flatten(1), 2)
+
+
+def test_as_many_prototypes_as_there_are_distinct_edits():
+    same = codes(1).expand(40, -1, -1)
+    assert len(fit_distinct(editor(), same, 8).bank) == 1
+    assert len(fit_distinct(editor(), torch.cat([same, codes(1, 1).expand(40, -1, -1)]), 8).bank) == 2
+    assert len(fit_distinct(editor(), codes(40), 8).bank) == 8
+    with pytest.raises(DataError):
+        fit_distinct(editor(), codes(0), 2)
