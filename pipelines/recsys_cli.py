@@ -268,7 +268,7 @@ def evidence(
     ran = []
     for name in names or list(known):
         experiment = known[name]
-        with console.progress(name, experiment.seeds * len(experiment.methods)) as advance:
+        with console.progress(name, experiment.seeds * len(experiment.studies or experiment.methods)) as advance:
             if evidence_.run(experiment, work, data_folder, jobs, bars.methods(advance, experiment.config.monitor)):
                 ran.append(name)
         evidence_page.write()

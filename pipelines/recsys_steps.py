@@ -192,6 +192,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
             "host": config.host,
             "preset": config.preset,
             "mode": mode,
+            **{f"chosen.{name}": value for name, value in trained.chosen.items() if name != mode},
             "protocol": config.protocol,
             "seed": config.seed,
             "host_digest": recommender.host_digest,

@@ -251,6 +251,7 @@ def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | Non
         tags = {
             **{name: getattr(config, name) for name in ("host", "adaptive", "seed")},
             "mode": mode,
+            **{f"chosen.{name}": value for name, value in trained.chosen.items() if name != mode},
             "protocol": PROTOCOL,
             "host_digest": classifier.host_digest,
             "data_digest": problem.data.digest,

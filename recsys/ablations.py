@@ -99,11 +99,16 @@ def levels(problem: Problem, names: Sequence[str] = LEVELS, method: str = METHOD
 
 
 def sizes(problem: Problem, ks: Sequence[int] = SIZES, method: str = METHOD) -> dict[str, Measured]:
-    """Prototypes alone, for several K; rows ``k_<K>``, and the editor itself as ``editor``."""
+    """Prototypes alone, for several K; rows ``k_<K>``, and the editor itself as ``editor``.
+
+    A K for which there are too few distinct edits has no row.
+    """
     model = _edited(problem, method)
     rows = _with_host(problem)
     for k in ks:
         server = Server(_editor(model), best_bank(problem, model, (k,)))
+        if len(server.bank) < k:
+            continue
         scorer = ServedAtLevel(model, server, "prototype")
         rows[f"k_{k}"] = _measured(f"k_{k}", problem.test, scorer, server.payload_bytes("prototype"))
     return rows | {"editor": replace(measure(problem, method), method="editor")}

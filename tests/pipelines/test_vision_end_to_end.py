@@ -144,7 +144,10 @@ def test_every_mode_is_released_alike(place, tmp_path, monkeypatch, mode):
     problem = Problem(space.data(), space.settings({}))
     assert problem.config.mode == mode
     tags = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").get_model_version("persona-vision", "1").tags
-    assert tags["mode"] == released["mode"] == train_configured(problem)[0]
+    chosen, trained = train_configured(problem)
+    assert tags["mode"] == released["mode"] == chosen
+    settings = {name: float(value) for name, value in trained.chosen.items() if name != chosen}
+    assert {k.removeprefix("chosen."): float(v) for k, v in tags.items() if k.startswith("chosen.")} == settings
     assert classifier.host_digest == released["host_digest"]
     if mode == "gated":
         assert classifier.host_digest != Classifier.load(place / "work" / "bundle").host_digest
