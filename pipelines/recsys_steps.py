@@ -22,7 +22,7 @@ from persona.storage import read_json, write_json
 from persona.training import FitResult
 from pipelines import cells, processes, recsys_snapshots, registry, snapshots, tracking
 from pipelines.method_comparison import Comparison
-from pipelines.trained_step import TrainedStep, log_epochs
+from pipelines.trained_step import TrainedStep, log_epochs, mode_tags
 from pipelines.workspace import Workspace
 from recsys.bank import served_bank
 from recsys.baselines import METHODS, Problem, Trained, measure, train_configured
@@ -191,8 +191,7 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         tags = {
             "host": config.host,
             "preset": config.preset,
-            "mode": mode,
-            **{f"chosen.{name}": value for name, value in trained.chosen.items() if name != mode},
+            **mode_tags(mode, trained.chosen),
             "protocol": config.protocol,
             "seed": config.seed,
             "host_digest": recommender.host_digest,

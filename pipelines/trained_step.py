@@ -1,4 +1,4 @@
-"""What the steps ``pretrain`` and ``edit`` of any task leave in their run, and say."""
+"""What the steps ``pretrain``, ``edit`` and ``release`` of any task leave of a training, and say."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ class TrainedStep:
         """A training called ``name`` on a ``split``."""
         best = result.history[result.best_epoch] if result.best_epoch >= 0 else {}
         return cls(name, result.epochs, result.best_epoch, best, split)
+
+
+def mode_tags(mode: str, chosen: Mapping[str, float]) -> dict[str, Any]:
+    """Tags of a version: the mode that its editor was trained in, and the settings that validation ``chosen`` beside it."""
+    return {"mode": mode, **{f"chosen.{name}": value for name, value in chosen.items() if name != mode}}
 
 
 def log_epochs(name: str, result: FitResult, monitor: str, protocol: str) -> None:

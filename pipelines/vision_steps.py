@@ -22,7 +22,7 @@ from persona.storage import write_json
 from persona.training import FitResult
 from pipelines import registry, snapshots, tracking, vision_figures, vision_registry, vision_snapshots
 from pipelines.method_comparison import Comparison
-from pipelines.trained_step import TrainedStep, log_epochs
+from pipelines.trained_step import TrainedStep, log_epochs, mode_tags
 from pipelines.vision_workspace import VisionWorkspace
 from vision import catalogue
 from vision.baselines import METHODS, Problem, measure, personalised, train_configured
@@ -250,8 +250,7 @@ def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | Non
         bank = "" if classifier.bank is None else classifier.bank.version
         tags = {
             **{name: getattr(config, name) for name in ("host", "adaptive", "seed")},
-            "mode": mode,
-            **{f"chosen.{name}": value for name, value in trained.chosen.items() if name != mode},
+            **mode_tags(mode, trained.chosen),
             "protocol": PROTOCOL,
             "host_digest": classifier.host_digest,
             "data_digest": problem.data.digest,

@@ -43,7 +43,7 @@ from persona.prototypes.partition import BASIS_SIZE
 from persona.prototypes.trainable import TrainablePrototype
 from persona.training import fit
 from recsys.baselines.base import Positions, Problem
-from recsys.baselines.prototypes import ServedAtLevel
+from recsys.baselines.prototypes import ServedAtLevel, score_alone
 from recsys.batches import Context
 from recsys.evaluation import Evaluated, Evaluation
 from recsys.hosts import Host
@@ -226,7 +226,9 @@ def fit_prototypes(
         new = specialised.bank
         new = replace(new, basis=fit_basis(metric, new.prototypes, codes, BASIS_SIZE))
         # What helps each prototype among its own members may still harm the ranking over all users.
-        if any(c.prototype for c in specialised.chosen) and _alone(problem, model, new) > _alone(problem, model, bank):
+        if any(c.prototype for c in specialised.chosen) and score_alone(problem, model, new) > score_alone(
+            problem, model, bank
+        ):
             bank = new
     notify("levels")
     scores = evaluate_levels(problem.validation, model, bank, LEVELS)
@@ -271,25 +273,19 @@ def _sample(count: int, limit: int, seed: int) -> Tensor:
 def _choose(problem: Problem, model: Personalised, codes: Tensor, users: Tensor, config: BankConfig) -> Choice:
     """K by validation and stability."""
     assert model.editor is not None
-    host, monitor = at_level(model, None, "host"), problem.config.monitor
     rows = _sample(len(codes), CHOICE_CONTEXTS, problem.config.seed)
 
-    gain = problem.validation.run(model).summary[monitor] - problem.validation.run(host).summary[monitor]
+    gain = problem.score(model) - problem.score(at_level(model, None, "host"))
     return choose_k(
         model.editor,
         codes[rows],
         config.sizes,
-        lambda bank: _alone(problem, model, bank),
+        lambda bank: score_alone(problem, model, bank),
         tolerance=config.tolerance * max(gain, 0.0),
         users=users[rows],
         space=config.space,
         min_stability=config.min_stability,
     )
-
-
-def _alone(problem: Problem, model: Personalised, bank: PrototypeBank) -> float:
-    """Validation score of prototypes alone."""
-    return problem.validation.run(at_level(model, bank, "prototype")).summary[problem.config.monitor]
 
 
 def _names(data: SequenceData, users: NDArray[np.int64]) -> list[str]:

@@ -58,8 +58,8 @@ class RefineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ranges = {"eta": (0.0, 1.0), "trim": (0.0, 0.5), "bimodality": (0.0, 1.0)}
-        ranges |= {"split_saving": (0.0, 1.0), "max_missed": (0.0, 1.0)}
+        shares = dict.fromkeys(("eta", "bimodality", "split_saving", "max_missed"), (0.0, 1.0))
+        ranges = shares | {"trim": (0.0, 0.5)}
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but has to lie between {low} and {high}")

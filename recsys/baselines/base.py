@@ -91,6 +91,10 @@ class Problem:
         """Rows that select epochs and settings."""
         return self._evaluation(self.split.validation, self.config.validation_events)
 
+    def score(self, scorer: Scorer) -> float:
+        """The metric that selects, of ``scorer`` on the validation rows."""
+        return self.validation.run(scorer).summary[self.config.monitor]
+
     @cached_property
     def test(self) -> Evaluation:
         """Rows that are only ever reported."""

@@ -100,7 +100,7 @@ def _finetune_device(problem: Problem, steps: int) -> Trained:
     values = {}
     for rate in RATES:
         model = TunedOnDevice(host, config.loss_config(), steps, rate, config.seed)
-        values[rate] = problem.validation.run(model).summary[config.monitor]
+        values[rate] = problem.score(model)
     best = max(values, key=lambda rate: values[rate])
     model = TunedOnDevice(host, config.loss_config(), steps, best, config.seed)
     result = FitResult(best_value=values[best], seconds=time.perf_counter() - started)

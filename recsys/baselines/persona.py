@@ -10,7 +10,6 @@ import torch
 from persona.training import FitResult
 from recsys.baselines.base import Positions, Problem, Trained, adaptive_bytes, all_bytes
 from recsys.batches import Context
-from recsys.evaluation import Scorer
 from recsys.hosts import Host
 from recsys.objectives import CrossFitted, RowObjective
 from recsys.personalised import Personalised
@@ -74,7 +73,7 @@ def refresh_host(problem: Problem) -> Trained:
 def train_selected(problem: Problem) -> tuple[str, Trained]:
     """The mode of training that validation prefers, the first of equals, and what it trained."""
     trained = {mode: TRAINERS[mode](problem) for mode in candidates(problem)}
-    best = max(trained, key=lambda mode: _validated(problem, trained[mode].scorer))
+    best = max(trained, key=lambda mode: problem.score(trained[mode].scorer))
     trained[best].chosen[best] = 1.0
     return best, trained[best]
 
@@ -155,12 +154,8 @@ def _gated(problem: Problem, model: Personalised) -> tuple[Personalised, float]:
         gate: Personalised(model.host, model.editor.scaled(gate), fixed_host=True).eval() if gate < 1 else model
         for gate in GATES
     }
-    best = max(GATES, key=lambda gate: _validated(problem, models[gate]))
+    best = max(GATES, key=lambda gate: problem.score(models[gate]))
     return models[best], best
-
-
-def _validated(problem: Problem, scorer: Scorer) -> float:
-    return problem.validation.run(scorer).summary[problem.config.monitor]
 
 
 def _rows(problem: Problem, model: Personalised, rows: Positions) -> RowObjective:

@@ -77,13 +77,13 @@ def best_bank(problem: Problem, model: Personalised, sizes: Sequence[int] = SIZE
             banks.append(fit_bank(metric, codes, k, seed=problem.config.seed).bank)
         except DataError:
             break  # an editor that learned little makes fewer distinct edits than that
-    return banks[0] if len(banks) == 1 else max(banks, key=lambda bank: _validated(problem, model, bank))
+    return banks[0] if len(banks) == 1 else max(banks, key=lambda bank: score_alone(problem, model, bank))
 
 
-def _validated(problem: Problem, model: Personalised, bank: PrototypeBank) -> float:
+def score_alone(problem: Problem, model: Personalised, bank: PrototypeBank) -> float:
+    """Validation score of prototypes alone."""
     assert model.editor is not None
-    scorer = ServedAtLevel(model, Server(model.editor, bank), "prototype")
-    return problem.validation.run(scorer).summary[problem.config.monitor]
+    return problem.score(ServedAtLevel(model, Server(model.editor, bank), "prototype"))
 
 
 def _serve(problem: Problem, trained: Trained, level: str) -> Trained:
