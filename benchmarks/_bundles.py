@@ -18,7 +18,7 @@ from persona.editor import EditorConfig, ParameterEditor  # noqa: E402
 from persona.prototypes import fit_bank  # noqa: E402
 from recsys.hosts import HostConfig, make_host  # noqa: E402
 from recsys.personalised import Personalised  # noqa: E402
-from recsys.recommender import Recommender  # noqa: E402
+from recsys.serving.recommender import Recommender  # noqa: E402
 
 PROTOTYPES = 8
 CONTEXTS = 512

@@ -36,12 +36,12 @@ from persona.editor import EditorConfig, ParameterEditor  # noqa: E402
 from persona.edits import DenseEdit, Edit  # noqa: E402
 from persona.export import DeviceModel, onnx_graph, write_device_bundle  # noqa: E402
 from persona.storage import write_json  # noqa: E402
-from recsys import export as recsys_export  # noqa: E402
+from recsys.device import export as recsys_export  # noqa: E402
 from recsys.hosts import HostConfig, make_host  # noqa: E402
 from recsys.personalised import Personalised  # noqa: E402
-from recsys.recommender import Recommender  # noqa: E402
-from vision import export as vision_export  # noqa: E402
+from recsys.serving.recommender import Recommender  # noqa: E402
 from vision import hosts as vision_hosts  # noqa: E402
+from vision.device import export as vision_export  # noqa: E402
 from vision.personalised import Personalised as VisionPersonalised  # noqa: E402
 
 ITEMS, CLASSES, PIXELS = 3700, 10, 96

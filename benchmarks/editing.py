@@ -29,10 +29,10 @@ import torch  # noqa: E402
 
 from benchmarks._bundles import make_recommender  # noqa: E402
 from recsys import losses  # noqa: E402
-from recsys.batches import Batch, Context  # noqa: E402
-from recsys.graphs import CompiledModel  # noqa: E402
+from recsys.data.batches import Batch, Context  # noqa: E402
 from recsys.hosts import Host  # noqa: E402
-from recsys.serving import Ask, CompiledRecommender  # noqa: E402
+from recsys.serving.answers import Ask, CompiledRecommender  # noqa: E402
+from recsys.serving.graphs import CompiledModel  # noqa: E402
 
 NEGATIVES = 4
 BURST = 5

@@ -21,7 +21,7 @@ runtime.keep_freed_memory()  # as training does
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from recsys.batches import Context, features  # noqa: E402
+from recsys.data.batches import Context, features  # noqa: E402
 from recsys.hosts import Host, HostConfig, make_host  # noqa: E402
 
 CANDIDATES = 5

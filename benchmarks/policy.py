@@ -35,13 +35,14 @@ from numpy.typing import NDArray  # noqa: E402
 
 from persona.device.policy import RequestPolicy, fit_policy, plain_policy, requests, source_rows  # noqa: E402
 from persona.storage import write_json  # noqa: E402
-from recsys import catalogue, metrics  # noqa: E402
-from recsys.baselines import Problem, train_method  # noqa: E402
-from recsys.batches import Context  # noqa: E402
+from recsys import metrics  # noqa: E402
 from recsys.config import RecsysConfig  # noqa: E402
-from recsys.export import edit_points, summaries  # noqa: E402
+from recsys.data import catalogue  # noqa: E402
+from recsys.data.batches import Context  # noqa: E402
+from recsys.data.sequences import SequenceData, build_sequences  # noqa: E402
+from recsys.device.export import edit_points, summaries  # noqa: E402
+from recsys.methods import Problem, train_method  # noqa: E402
 from recsys.personalised import Personalised  # noqa: E402
-from recsys.sequences import SequenceData, build_sequences  # noqa: E402
 
 DATA = "movielens-small"
 SETTINGS = RecsysConfig(protocol="time", host="sasrec", epochs=60, patience=5, min_epochs=10)

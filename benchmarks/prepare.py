@@ -50,7 +50,7 @@ def generate(folder: Path, rows: int) -> None:
 
 def streamed(source: Path, target: Path) -> tuple[int, str]:
     """This project's way for large logs; the number of events, and the digest of the sequences."""
-    from recsys.preparing import prepare_log
+    from recsys.data.preparing import prepare_log
 
     made = prepare_log(source, target, at_once=0)
     return int(made.counts.sum()), made.digest
@@ -58,7 +58,7 @@ def streamed(source: Path, target: Path) -> tuple[int, str]:
 
 def at_once(source: Path, target: Path) -> tuple[int, str]:
     """This project's way for other logs."""
-    from recsys.preparing import prepare_log
+    from recsys.data.preparing import prepare_log
 
     made = prepare_log(source, target, at_once=sys.maxsize)
     return int(made.counts.sum()), made.digest

@@ -25,18 +25,9 @@ runtime.configure(threads=1)
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from persona.adaptive import LayerSpec  # noqa: E402
 from persona.editor import EditorConfig, ParameterEditor  # noqa: E402
-from persona.prototypes import (  # noqa: E402
-    Assigner,
-    HeadMetric,
-    PrototypeBank,
-    UserStatistics,
-    fit_bank,
-    kmeans,
-    merge,
-    refine,
-)
+from persona.edits import LayerSpec  # noqa: E402
+from persona.prototypes import Assigner, HeadMetric, PrototypeBank, UserStatistics, fit_bank, kmeans, merge, refine  # noqa: E402
 
 WIDTH, LENGTH, BATCH = 32, 10, 4096
 SPECS = (LayerSpec("head.0", WIDTH, WIDTH), LayerSpec("head.2", WIDTH, WIDTH))

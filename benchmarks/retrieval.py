@@ -28,8 +28,8 @@ runtime.configure(threads=1)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from recsys.quantised import KINDS, FloatTable, Vectors, as_table  # noqa: E402
-from recsys.retrieval import ExactIndex, FaissIndex, IndexConfig, recall  # noqa: E402
+from recsys.serving.index import ExactIndex, FaissIndex, IndexConfig, recall  # noqa: E402
+from recsys.serving.item_tables import KINDS, FloatTable, Vectors, as_table  # noqa: E402
 
 EVIDENCE = Path("docs/evidence/scale-retrieval.json")
 BEST, WIDTH, CENTRES = 10, 64, 1000
@@ -41,12 +41,12 @@ Row = dict[str, Any]
 
 def quality(data: str, epochs: int) -> list[Row]:
     """Size, difference of scores, NDCG@10 and overlap@10 by bits; overlap@10 by index."""
-    from recsys import catalogue
-    from recsys.baselines import Problem
-    from recsys.batches import Context
     from recsys.config import RecsysConfig
+    from recsys.data import catalogue
+    from recsys.data.batches import Context
+    from recsys.data.sequences import build_sequences
     from recsys.hosts.sequential import SequentialHost
-    from recsys.sequences import build_sequences
+    from recsys.methods import Problem
 
     sequences = build_sequences(catalogue.resolve(data))
     config = RecsysConfig(protocol="full", monitor="ndcg_10", epochs=epochs, loss="sampled_softmax", negatives=256)

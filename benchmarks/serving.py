@@ -37,7 +37,7 @@ from pathlib import Path
 import httpx
 
 from pipelines.serving.config import ServingConfig
-from recsys.serving import Ask, CompiledRecommender
+from recsys.serving.answers import Ask, CompiledRecommender
 
 CONNECTIONS = 8
 LENGTH = 10
@@ -151,7 +151,7 @@ def rival(folder: Path) -> Iterator[Server]:
     }
     import mlflow
 
-    from pipelines.registry import signature
+    from pipelines.tracking.registry import signature
 
     port, root = free_port(), Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as scratch:

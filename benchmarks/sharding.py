@@ -43,7 +43,7 @@ def log(items: int, events: int) -> Any:
     import numpy as np
     import polars as pl
 
-    from recsys.sequences import SequenceData
+    from recsys.data.sequences import SequenceData
 
     rng = np.random.default_rng(0)
     drawn = (rng.random(events, dtype=np.float32) ** 5 * items).astype(np.int32) + np.int32(1)
@@ -82,9 +82,9 @@ def work(items: int, events: int, optimizer: str, folder: str) -> None:
     import numpy as np
     import torch
 
-    from persona.execution import Execution
-    from persona.ranks import current
-    from persona.training import FitConfig
+    from persona.training.execution import Execution
+    from persona.training.objective import FitConfig
+    from persona.training.ranks import current
     from recsys.distributed import group, tables
     from recsys.distributed.execution import ShardedExecution
     from recsys.evaluation import Evaluation

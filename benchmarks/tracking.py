@@ -74,7 +74,10 @@ def install(clocks: Clocks) -> None:
     with clocks.of("import of mlflow"):
         import mlflow
         import mlflow.pyfunc
-    from pipelines import figures, recsys_steps, registry, snapshots, store, tracking
+    from pipelines import tracking
+    from pipelines.steps import recsys as recsys_steps
+    from pipelines.tracking import figures, registry, store
+    from pipelines.versions import snapshots
 
     for function in LOGGING:
         clocks.wrap(tracking, function, "logging")

@@ -26,13 +26,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from persona.editor import EditorConfig  # noqa: E402
-from vision.baselines.batch_norm import BatchNorm  # noqa: E402
-from vision.baselines.lame import Lame  # noqa: E402
-from vision.baselines.t3a import T3A  # noqa: E402
-from vision.baselines.tent import Tent  # noqa: E402
 from vision.contexts import CONTEXTS, ContextReader  # noqa: E402
 from vision.evaluation import Classifier, Window  # noqa: E402
 from vision.hosts import Host, HostConfig, make_host  # noqa: E402
+from vision.methods.batch_norm import BatchNorm  # noqa: E402
+from vision.methods.lame import Lame  # noqa: E402
+from vision.methods.t3a import T3A  # noqa: E402
+from vision.methods.tent import Tent  # noqa: E402
 from vision.personalised import Personalised, make_editor  # noqa: E402
 
 CLASSES = 10

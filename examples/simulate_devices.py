@@ -28,8 +28,8 @@ import numpy as np
 
 from persona.device import CloudClient, CloudEdit, CloudError, Device, DeviceBundle
 from persona.errors import DataError, PersonaError
-from recsys.device import Catalogue, DeviceRecommender
-from recsys.sequences import SequenceData
+from recsys.data.sequences import SequenceData
+from recsys.device.recommender import Catalogue, DeviceRecommender
 
 DAY, HOUR = 86_400, 3_600
 TOP = 10

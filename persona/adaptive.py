@@ -12,33 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from persona.edits import Edit, LayerEdit, LayerSpec
 from persona.errors import ConfigError, MismatchError, nearest
-
-if TYPE_CHECKING:
-    from persona.edits import Edit, LayerEdit
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """Name and shape of an adaptive layer."""
-
-    name: str
-    out_features: int
-    in_features: int
-    bias: bool = True
-
-    @property
-    def parameters(self) -> int:
-        """Entries of a full edit of this layer."""
-        return self.out_features * (self.in_features + int(self.bias))
-
 
 # One variable for all layers: edits are per thread and task, and modules stay free of state that cannot be copied.
 _ACTIVE: ContextVar[Mapping[int, LayerEdit]] = ContextVar("active_edits", default=MappingProxyType({}))

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from persona.bootstrap import SeedsInterval, paired_bootstrap_over_seeds
 from persona.errors import ConfigError, DataError, nearest
-from persona.statistics import SeedsInterval, paired_bootstrap_over_seeds
 from persona.storage import load_tensors, read_json, save_tensors, write_json
 
 REFERENCE = "host"

@@ -18,9 +18,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from persona.adaptive import LayerSpec
 from persona.bounds import BOUNDS, Bound
-from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit
+from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit, LayerSpec
 from persona.errors import ConfigError, nearest
 from persona.transfer import TRANSFERS, make_transfer
 

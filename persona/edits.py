@@ -22,8 +22,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from persona.adaptive import LayerSpec
 from persona.errors import MismatchError
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Name and shape of an adaptive layer."""
+
+    name: str
+    out_features: int
+    in_features: int
+    bias: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Entries of a full edit of this layer."""
+        return self.out_features * (self.in_features + int(self.bias))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
     A tensor that lies in pieces on several ranks, all of which have to ask, counts as the whole that it is.
     """
-    from persona.ranks import blocks
+    from persona.training.ranks import blocks
 
     sha = hashlib.sha256()
     for name in sorted(tensors):

@@ -9,21 +9,17 @@ import typer
 
 from persona import runtime
 from persona.errors import ConfigError
-from pipelines import (
-    bank_cli,
-    collect_cli,
-    console,
-    doctor,
-    export_cli,
-    planning_cli,
-    recsys_cli,
-    replay_cli,
-    serve_cli,
-    tracking,
-    vision_cli,
-    workbench_cli,
-)
-from pipelines.store import artifact_root, database_path, default_uri, prepared
+from pipelines import console, doctor, tracking
+from pipelines.commands import export as export_cli
+from pipelines.commands import serve as serve_cli
+from pipelines.commands import versions as workbench_cli
+from pipelines.commands.recsys import collect as collect_cli
+from pipelines.commands.recsys import main as recsys_cli
+from pipelines.commands.recsys import plan as planning_cli
+from pipelines.commands.recsys import prototypes as bank_cli
+from pipelines.commands.recsys import replay as replay_cli
+from pipelines.commands.vision import main as vision_cli
+from pipelines.tracking.store import artifact_root, database_path, default_uri, prepared
 
 HOST = "127.0.0.1"
 PORT = 5000

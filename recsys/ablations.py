@@ -23,12 +23,12 @@ from persona.comparison import REFERENCE, Measured, Row
 from persona.editor import ParameterEditor
 from persona.prototypes import Server
 from persona.transfer import TRANSFERS
-from recsys.baselines import measure, train_method
-from recsys.baselines.base import Problem
-from recsys.baselines.prototypes import ServedAtLevel, best_bank
-from recsys.batches import Context
 from recsys.config import RecsysConfig
+from recsys.data.batches import Context
 from recsys.evaluation import Evaluation, Scorer
+from recsys.methods import measure, train_method
+from recsys.methods.problem import Problem
+from recsys.methods.prototypes import ServedAtLevel, best_bank
 from recsys.personalised import Personalised
 
 METHOD = "persona_held_back"

@@ -9,7 +9,7 @@ from persona.errors import ConfigError, nearest
 from persona.settings import Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
-    from persona.training import FitConfig
+    from persona.training.objective import FitConfig
     from recsys.hosts import HostConfig
     from recsys.objectives import LossConfig
 
@@ -131,8 +131,8 @@ class RecsysConfig(Settings):
 
     def _check_protocol(self) -> None:
         """The protocol, and that it measures what is to select epochs."""
+        from recsys.data.protocols import PROTOCOLS
         from recsys.metrics import CUTOFFS
-        from recsys.protocols import PROTOCOLS
 
         if self.protocol not in PROTOCOLS:
             raise ConfigError(f"unknown protocol {self.protocol!r}: {nearest(self.protocol, PROTOCOLS)}")
@@ -179,7 +179,7 @@ class RecsysConfig(Settings):
 
     def fit_config(self, learning_rate: float) -> FitConfig:
         """The training loop's settings."""
-        from persona.training import FitConfig
+        from persona.training.objective import FitConfig
 
         return FitConfig(
             epochs=self.epochs,

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona.errors import DataError
-from persona.ranks import Ranks, current
+from persona.training.ranks import Ranks, current
 from recsys import metrics
-from recsys.batches import Context
-from recsys.negatives import sample_negatives
-from recsys.sequences import SequenceData
+from recsys.data.batches import Context
+from recsys.data.negatives import sample_negatives
+from recsys.data.sequences import SequenceData
 
 NEGATIVES = 99
 ROWS = 1024

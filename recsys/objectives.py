@@ -1,4 +1,4 @@
-"""Objectives: what an epoch is, for ``persona.training.fit``.
+"""Objectives: what an epoch is, for ``persona.training.loop.fit``.
 
 ``RowObjective`` trains one target a row, with negatives drawn anew every epoch: any host, any editor. ``SequenceObjective``
 trains all positions of a sequence at once, with negatives shared by a batch: GRU4Rec and SASRec without an editor.
@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from persona.errors import ConfigError, nearest
-from persona.execution import Part
-from persona.ranks import Ranks
+from persona.training.objective import Part
+from persona.training.ranks import Ranks
 from recsys import losses
-from recsys.batches import Batch, Context, features
+from recsys.data.batches import Batch, Context, features
+from recsys.data.negatives import sample_negatives
+from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluation
 from recsys.hosts import SequentialHost
-from recsys.negatives import sample_negatives
 from recsys.personalised import Personalised
-from recsys.sequences import SequenceData
 
 DRAWN_BATCHES = 64
 POOLED_BATCHES = 16

@@ -12,8 +12,8 @@ from torchrec import KeyedJaggedTensor
 from persona.editor import ParameterEditor
 from persona.edits import Edit
 from persona.errors import ConfigError
-from persona.ranks import draw
-from recsys.batches import Context
+from persona.training.ranks import draw
+from recsys.data.batches import Context
 from recsys.hosts import Host
 
 # Contexts that the editor reads at once.

@@ -15,10 +15,10 @@ from persona.device import DeviceBundle
 from persona.device.bank import pack_bank, read_bank
 from persona.errors import DataError
 from persona.prototypes import Server, fit_bank, save_bank
-from recsys.export import export_recommender, fit_request_policy
-from recsys.recommender import Recommender
-from recsys.sequences import SequenceData
-from tests.recsys.test_export import recommender
+from recsys.data.sequences import SequenceData
+from recsys.device.export import export_recommender, fit_request_policy
+from recsys.serving.recommender import Recommender
+from tests.recsys.device.test_export import recommender
 from tests.recsys.toy import walks
 
 PATH = Path(__file__).parents[1] / "examples" / "simulate_devices.py"

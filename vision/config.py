@@ -9,10 +9,10 @@ from persona.errors import ConfigError, nearest
 from persona.settings import Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
-    from persona.training import FitConfig
+    from persona.training.objective import FitConfig
+    from vision.data.protocols import SplitConfig
     from vision.hosts import HostConfig
     from vision.objectives import LossConfig
-    from vision.protocols import SplitConfig
 
 MODES = ("auto", "held_back", "cross_fitted", "tuned", "gated", "joint", "frozen")
 LEARNS = ("all", "classifier")
@@ -164,7 +164,7 @@ class VisionConfig(Settings):
 
     def split_config(self) -> SplitConfig:
         """Which devices train, adapt, validate and test."""
-        from vision.protocols import SplitConfig
+        from vision.data.protocols import SplitConfig
 
         return SplitConfig(
             host_groups=_names(self.host_groups),
@@ -200,7 +200,7 @@ class VisionConfig(Settings):
         )
 
     def _fit(self, epochs: int, patience: int, learning_rate: float) -> FitConfig:
-        from persona.training import FitConfig
+        from persona.training.objective import FitConfig
 
         return FitConfig(
             epochs=epochs,

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from persona.errors import ConfigError, DataError
 from vision import metrics
+from vision.data.images import DeviceImages
 from vision.features import FeatureCache
-from vision.images import DeviceImages
 
 Int64Array = NDArray[np.int64]
 

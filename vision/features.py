@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona.storage import digest_json, digest_tensors, load_tensors, save_tensors
+from vision.data.images import DeviceImages
 from vision.hosts import Host
 from vision.hosts.graph import CompiledBody
 from vision.hosts.norms import own_statistics
-from vision.images import DeviceImages
 
 # Images in one forward pass that needs no gradient: of small images, and of larger ones, whose activations are large.
 ROWS, ROWS_LARGE = 256, 25

@@ -1,4 +1,4 @@
-"""Objectives: what an epoch is, for ``persona.training.fit``.
+"""Objectives: what an epoch is, for ``persona.training.loop.fit``.
 
 ``ImageObjective`` trains images of all devices mixed: hosts. ``DeviceObjective`` trains windows of devices, each under the
 edit that its own images ask for: editors, and hosts together with them.
@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from persona.errors import ConfigError, DataError
+from vision.data.images import DeviceImages
 from vision.evaluation import Evaluation
 from vision.features import ROWS, FeatureCache
-from vision.images import DeviceImages
 from vision.personalised import Personalised
 
 Int64Array = NDArray[np.int64]

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from persona.errors import ConfigError
 from pipelines.doctor.finding import Finding
-from pipelines.store import State, database_path, default_uri, is_file_store, locked, problem, state, write_locked
+from pipelines.tracking.store import (
+    State,
+    database_path,
+    default_uri,
+    is_file_store,
+    locked,
+    problem,
+    state,
+    write_locked,
+)
 
 HOST = "127.0.0.1"
 LEAST_SPACE = 200_000_000

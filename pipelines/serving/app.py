@@ -14,14 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipelines.serving import errors, listing
+from pipelines.serving.admission import BUG, Gate, refuse
 from pipelines.serving.batching import Batcher
 from pipelines.serving.bodies import LONGEST_MS, body_of, field_names, parse, to_bytes, whole
 from pipelines.serving.config import ServingConfig
 from pipelines.serving.errors import Problem, Refusal
-from pipelines.serving.gate import BUG, Gate, refuse
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.models import Models
-from pipelines.serving.scoring import INVOCATIONS
+from pipelines.serving.recsys.scoring import INVOCATIONS
 from pipelines.serving.servable import BINARY, BINARY_SCHEMA, Operation, Reply, Task
 from pipelines.serving.sources import Source
 

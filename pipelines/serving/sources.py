@@ -88,7 +88,7 @@ class RegistrySource:
 
     def fetch(self, version: str) -> Path:
         """Download that version's files."""
-        from pipelines.registry import download
+        from pipelines.tracking.registry import download
 
         self._store()
         if self._fetched[0] == version:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from persona.errors import ConfigError, DataError, FormatError, nearest
 from persona.storage import read_json
-from pipelines.serving.recsys import RecommenderTask
+from pipelines.serving.recsys.servable import RecommenderTask
 from pipelines.serving.servable import Task
 from pipelines.serving.sources import Source
-from pipelines.serving.vision import ClassifierTask
-from recsys.retrieval import EXACT, IndexConfig
+from pipelines.serving.vision.servable import ClassifierTask
+from recsys.serving.index import EXACT, IndexConfig
 
 RECOMMENDER, CLASSIFIER = "persona-recsys-bundle", "persona-vision-bundle"
 

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from persona.errors import FormatError
-from persona.ranks import Ranks
 from persona.storage import read_json, write_json
+from persona.training.ranks import Ranks
 
 HEADER = "header.json"
 FORMAT = "sharded checkpoint"

@@ -18,11 +18,11 @@ from torchrec import KeyedJaggedTensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.streamable import Pipelineable
 
-from persona import checkpoints as whole_checkpoints
-from persona.execution import Execution, Objective
-from persona.ranks import Rows, in_pieces, working_on
-from persona.training import FitConfig
-from recsys.batches import Batch
+from persona.training import checkpoints as whole_checkpoints
+from persona.training.execution import Execution
+from persona.training.objective import FitConfig, Objective
+from persona.training.ranks import Rows, in_pieces, working_on
+from recsys.data.batches import Batch
 from recsys.distributed import checkpoints, tables
 from recsys.objectives import RowObjective
 from recsys.personalised import Personalised

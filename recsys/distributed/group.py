@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from persona.errors import ConfigError
-from persona.ranks import Ranks, current
+from persona.training.ranks import Ranks, current
 
 # For joining, and for whatever ranks do together: the slowest has this long to come.
 PATIENCE = timedelta(minutes=10)

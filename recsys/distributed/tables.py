@@ -21,7 +21,7 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec import EmbeddingCollection
 
 from persona.errors import ConfigError
-from persona.ranks import BLOCK_ROWS, Ranks
+from persona.training.ranks import BLOCK_ROWS, Ranks
 from recsys.distributed import group
 from recsys.hosts import Host, HostConfig, make_host
 from recsys.hosts.base import INITIAL_SCALE, TABLE, make_table, table_on

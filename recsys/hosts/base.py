@@ -24,7 +24,7 @@ from persona.adaptive import AdaptiveLayers
 from persona.edits import Edit
 from persona.errors import MismatchError
 from persona.storage import digest_tensors
-from recsys.batches import CANDIDATES, HISTORY, Context
+from recsys.data.batches import CANDIDATES, HISTORY, Context
 from recsys.hosts.config import HostConfig
 
 TABLE = "item"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from persona.ranks import Dropout
-from recsys.batches import valid_positions
+from persona.training.ranks import Dropout
+from recsys.data.batches import valid_positions
 
 
 def tower(dim: int) -> nn.Sequential:

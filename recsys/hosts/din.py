@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from persona.ranks import Dropout
-from recsys.batches import valid_positions
+from persona.training.ranks import Dropout
+from recsys.data.batches import valid_positions
 from recsys.hosts.base import Host, State
 from recsys.hosts.blocks import TargetAttention, tanh_layer
 from recsys.hosts.config import HostConfig

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
 from persona.edits import Edit
-from persona.ranks import Dropout
-from recsys.batches import Context
+from persona.training.ranks import Dropout
+from recsys.data.batches import Context
 from recsys.hosts.base import Host, State
 from recsys.hosts.blocks import ResidualTower, tanh_layer, tower
 from recsys.hosts.config import HostConfig

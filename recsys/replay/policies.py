@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Server, UserStatistics, refine, same_prototypes
-from persona.training import fit
-from recsys.baselines.base import adaptive_bytes, all_bytes
-from recsys.baselines.prototypes import ServedAtLevel
+from persona.training.loop import fit
 from recsys.config import RecsysConfig
+from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host
+from recsys.methods.problem import adaptive_bytes, all_bytes
+from recsys.methods.prototypes import ServedAtLevel
 from recsys.objectives import make_objective
 from recsys.personalised import Personalised
 from recsys.replay.windows import Window
-from recsys.sequences import SequenceData
 
 EPOCHS, PATIENCE = 5, 2
 # A window holds few events: with the batches of the first training, an epoch would be a step or two.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.statistics import Interval
+from persona.bootstrap import Interval
 from recsys.replay.stream import Replay
 
 LEVELS = (0.5, 0.9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from persona.statistics import Interval, bootstrap_mean
+from persona.bootstrap import Interval, bootstrap_mean
 from recsys.replay.recovery import LEVELS, covered, windows_until, won_back
 from recsys.replay.stream import METRICS, Replay, Served, spent_in_all
 

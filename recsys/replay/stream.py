@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from persona.bootstrap import Interval, bootstrap_mean
 from persona.errors import ConfigError
 from persona.prototypes import PrototypeBank, RefineConfig
-from persona.statistics import Interval, bootstrap_mean
-from recsys.baselines.base import Problem
 from recsys.config import RecsysConfig
+from recsys.data.scenarios import apply_scenario
+from recsys.data.sequences import SequenceData
+from recsys.methods.problem import Problem
 from recsys.personalised import Personalised
 from recsys.replay.policies import Edits, Finetuned, Frozen, Policy, Prototypes, Refined, Spent
 from recsys.replay.windows import Window, boundaries, cut
-from recsys.scenarios import apply_scenario
-from recsys.sequences import SequenceData
 
 METRICS = ("uauc", "ndcg_10")
 POLICIES = ("host", "edits", "prototypes", "refined", "refined_checked", "finetune_adaptive", "finetune_all")
@@ -40,7 +40,7 @@ class ReplayConfig:
     """How a stream is replayed.
 
     Attributes:
-        scenario: see ``recsys.scenarios``.
+        scenario: see ``recsys.data.scenarios``.
         windows: of about equally many events.
         days: length of windows of the calendar instead; 0 for windows of equally many events.
         shift: window in which the scenario sets in.

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona.errors import ConfigError, DataError
+from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluated, Evaluation, Scorer
-from recsys.sequences import SequenceData
 
 DAY = 86_400
 

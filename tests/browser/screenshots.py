@@ -14,8 +14,8 @@ from pathlib import Path
 
 import polars as pl
 
-from recsys import catalogue
-from recsys.columns import ITEM, USER
+from recsys.data import catalogue
+from recsys.data.columns import ITEM, USER
 from tests.browser import pages, workbench
 from tests.browser.workbench import Workbench
 

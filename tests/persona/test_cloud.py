@@ -8,9 +8,9 @@ import safetensors.numpy
 import torch
 
 from persona import cloud
-from persona.adaptive import LayerSpec
 from persona.cloud import NOT_FINITE, NOT_TRUSTED, EditTables
 from persona.editor import EditorConfig, ParameterEditor
+from persona.edits import LayerSpec
 from persona.errors import FormatError, MismatchError
 from persona.prototypes import Server, fit_bank, receive
 from persona.prototypes.tables import edit_tables

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from persona.bootstrap import paired_bootstrap
 from persona.comparison import Measured, compare, differences, metric_name, with_host
 from persona.errors import ConfigError, DataError
-from persona.statistics import paired_bootstrap
 
 UNITS = np.array([2, 3, 5, 8], dtype=np.int64)
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona.adaptive import LayerSpec
 from persona.edit_format import decode_edit, dequantise, encode_edit, load_edit, quantise, save_edit
+from persona.edits import LayerSpec
 from persona.errors import ConfigError, FormatError, MismatchError
 from tests.persona.toy import HOST, random_edit
 

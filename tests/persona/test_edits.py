@@ -3,8 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona.adaptive import LayerSpec
-from persona.edits import Edit, FactoredEdit
+from persona.edits import Edit, FactoredEdit, LayerSpec
 from persona.errors import MismatchError
 from tests.persona.toy import HOST, SPECS, random_edit
 

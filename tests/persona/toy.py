@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from persona.adaptive import AdaptiveLayers, LayerSpec
+from persona.adaptive import AdaptiveLayers
 from persona.editor import EditorConfig, ParameterEditor
-from persona.edits import DenseEdit, Edit
+from persona.edits import DenseEdit, Edit, LayerSpec
 
 HOST = "a" * 64
 SPECS = (LayerSpec("0", 6, 5), LayerSpec("2", 3, 6))

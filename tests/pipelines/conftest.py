@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import store
+from pipelines.tracking import store
 
 
 @pytest.fixture(scope="session")

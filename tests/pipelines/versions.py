@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from persona.prototypes import RefineConfig, refine, save_bank
-from pipelines import snapshots, tracking
+from pipelines import tracking
+from pipelines.versions import snapshots
 from tests.persona.prototypes import world
 
 USERS = 9

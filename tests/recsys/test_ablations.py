@@ -6,8 +6,8 @@ from persona.comparison import compare
 from persona.errors import ConfigError
 from persona.transfer import TRANSFERS
 from recsys import ablations
-from recsys.baselines import Problem, train_method
-from recsys.batches import Context
+from recsys.data.batches import Context
+from recsys.methods import Problem, train_method
 from tests.recsys.toy import SMALL, walks
 
 

@@ -3,9 +3,9 @@ from dataclasses import fields, replace
 import pytest
 
 from persona.errors import ConfigError
-from recsys.baselines import Problem
 from recsys.config import EDITOR_SETTINGS, MODES, SCALE_SETTINGS, RecsysConfig
-from recsys.protocols import PROTOCOLS
+from recsys.data.protocols import PROTOCOLS
+from recsys.methods import Problem
 from tests.recsys.toy import SMALL, personalised, walks
 
 

@@ -6,9 +6,9 @@ import torch
 
 from persona.errors import DataError
 from recsys import metrics
-from recsys.baselines import Problem
+from recsys.data.protocols import PROTOCOLS, make_split
 from recsys.evaluation import ROWS, Evaluation
-from recsys.protocols import PROTOCOLS, make_split
+from recsys.methods import Problem
 from tests.recsys.toy import ITEMS, SMALL, personalised, sequences, walks
 
 T = 5

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, softplus
 
 from persona.errors import ConfigError
+from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluation
 from recsys.hosts import HostConfig, make_host
 from recsys.objectives import SHARED, LossConfig, RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
-from recsys.sequences import SequenceData
 from tests.recsys.toy import ITEMS, personalised, sequences, walks
 
 T = 5

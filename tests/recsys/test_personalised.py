@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from persona.edits import Edit
-from recsys.batches import Context, features
+from recsys.data.batches import Context, features
 from recsys.personalised import Personalised
 from tests.recsys.toy import ITEMS, personalised
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from persona.bootstrap import Interval
 from persona.errors import ConfigError, DataError
 from persona.prototypes import RefineConfig
-from persona.statistics import Interval
-from recsys.baselines import Problem, train_method
-from recsys.baselines.base import adaptive_bytes, all_bytes
-from recsys.baselines.prototypes import best_bank
+from recsys.methods import Problem, train_method
+from recsys.methods.problem import adaptive_bytes, all_bytes
+from recsys.methods.prototypes import best_bank
 from recsys.replay import (
     METRICS,
     POLICIES,

@@ -9,9 +9,9 @@ import torch
 
 from persona.editor import EditorConfig, ParameterEditor
 from recsys.config import RecsysConfig
+from recsys.data.sequences import SequenceData
 from recsys.hosts import HostConfig, make_host
 from recsys.personalised import Personalised
-from recsys.sequences import SequenceData
 
 ITEMS = 30
 STRIDES = (1, 2, 5)

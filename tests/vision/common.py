@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vision.images import DeviceImages
+from vision.data.images import DeviceImages
 
 SIZE = 32
 

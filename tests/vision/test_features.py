@@ -3,11 +3,11 @@ import torch
 
 from tests.vision.common import toy_images
 from tests.vision.hosts.common import fresh_host
+from vision.data.shifts import ShiftedImages
 from vision.evaluation import Evaluation
 from vision.features import FeatureCache, all_features, window_features
 from vision.hosts import HostConfig, make_host
 from vision.hosts.norms import own_statistics
-from vision.shifts import ShiftedImages
 
 DATA = toy_images(devices=3, per_device=4, classes=5, size=16)
 

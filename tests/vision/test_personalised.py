@@ -6,7 +6,8 @@ import torch
 
 from persona.editor import EditorConfig
 from persona.errors import ConfigError, DataError
-from persona.training import FitConfig, fit
+from persona.training.loop import fit
+from persona.training.objective import FitConfig
 from tests.vision.common import toy_images
 from tests.vision.hosts.common import fresh_host, pictures, small_host
 from vision.contexts import CONTEXTS, ContextReader

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.serving import gate
+from pipelines.serving import admission
 from pipelines.serving.batching import Batcher
-from pipelines.serving.recsys_schemas import MOST_ANSWERS
-from recsys.serving import Ask, CompiledRecommender
+from pipelines.serving.recsys.schemas import MOST_ANSWERS
+from recsys.serving.answers import Ask, CompiledRecommender
 from tests.pipelines.serving.conftest import client_of
 from tests.pipelines.serving.toy import HOST, IDS, ITEMS, LENGTH, PROTOTYPES, bank_version, write_bundle
 
@@ -174,7 +174,7 @@ def test_bodies_that_are_too_large_or_not_json_are_refused(bundle):
 
 
 def test_who_is_turned_away_is_told_when_to_come_back(bundle, monkeypatch):
-    monkeypatch.setattr(gate, "HOLD_SECONDS", 0.01)
+    monkeypatch.setattr(admission, "HOLD_SECONDS", 0.01)
     with client_of(bundle) as client:
         monkeypatch.setattr(Batcher, "full", True)
         refused = recommend(client)
@@ -186,11 +186,11 @@ def test_who_is_turned_away_is_told_when_to_come_back(bundle, monkeypatch):
 
 
 def test_the_more_are_turned_away_the_longer_they_are_held():
-    assert gate.hold_seconds(1000, 0.0) == gate.HOLD_SECONDS
-    assert gate.hold_seconds(512, 2900.0) == gate.HOLD_SECONDS
-    held = gate.hold_seconds(400, 1000.0)
-    assert 400 / held == 1000 / gate.ANSWERS_A_REFUSAL
-    assert gate.hold_seconds(10**6, 10.0) == gate.LONGEST_HOLD_SECONDS
+    assert admission.hold_seconds(1000, 0.0) == admission.HOLD_SECONDS
+    assert admission.hold_seconds(512, 2900.0) == admission.HOLD_SECONDS
+    held = admission.hold_seconds(400, 1000.0)
+    assert 400 / held == 1000 / admission.ANSWERS_A_REFUSAL
+    assert admission.hold_seconds(10**6, 10.0) == admission.LONGEST_HOLD_SECONDS
 
 
 def test_keys_guard_what_is_personal_and_nothing_else(bundle):

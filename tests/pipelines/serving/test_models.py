@@ -8,7 +8,7 @@ import pytest
 from persona.errors import ConfigError, DataError, FormatError
 from pipelines.serving.errors import Refusal
 from pipelines.serving.models import REMEMBERED, Models
-from pipelines.serving.recsys import RecommenderTask
+from pipelines.serving.recsys.servable import RecommenderTask
 from pipelines.serving.sources import FolderSource, RegistrySource, source_of
 from tests.pipelines.serving.toy import bank_version, write_bundle
 

@@ -5,7 +5,7 @@ import pytest
 from persona.errors import DataError
 from pipelines import tracking
 from pipelines.serving.models import Models
-from pipelines.serving.recsys import RecommenderTask
+from pipelines.serving.recsys.servable import RecommenderTask
 from pipelines.serving.sources import source_of
 from tests.pipelines.serving.toy import bank_version, write_bundle
 

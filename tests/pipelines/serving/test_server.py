@@ -12,7 +12,7 @@ import time
 import httpx
 import pytest
 
-from recsys.serving import Ask, CompiledRecommender
+from recsys.serving.answers import Ask, CompiledRecommender
 from tests.pipelines.serving.conftest import PATIENCE, Process
 from tests.pipelines.serving.toy import IDS, bank_version, write_bundle
 
@@ -149,10 +149,10 @@ def test_neither_torch_nor_mlflow_is_loaded_for_a_folder(bundle):
     code = (
         "import sys, json\n"
         "from pathlib import Path\n"
-        "import pipelines.serve_cli\n"
+        "import pipelines.commands.serve\n"
         "from pipelines.serving.app import Service\n"
         "from pipelines.serving.config import ServingConfig\n"
-        "from pipelines.serving.recsys import RecommenderTask\n"
+        "from pipelines.serving.recsys.servable import RecommenderTask\n"
         "from pipelines.serving.sources import source_of\n"
         f"Service(RecommenderTask(), source_of({str(bundle)!r}), ServingConfig()).models.refresh()\n"
         "print(json.dumps([m for m in ('torch', 'torchrec', 'mlflow', 'pandas') if m in sys.modules]))\n"

@@ -16,9 +16,9 @@ import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 
 from persona.storage import digest_json
-from recsys.columns import ITEM, TITLE
-from recsys.graphs import EDIT, RANK, TABLES
-from recsys.serving import FOLDER, digests
+from recsys.data.columns import ITEM, TITLE
+from recsys.serving.answers import FOLDER, digests
+from recsys.serving.graphs import EDIT, RANK, TABLES
 
 ITEMS, WIDTH, LENGTH, PROTOTYPES = 40, 4, 5, 3
 SIZE = WIDTH * WIDTH + WIDTH

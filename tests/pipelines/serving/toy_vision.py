@@ -8,10 +8,10 @@ import torch
 
 from persona.prototypes import fit_bank
 from tests.vision.common import toy_images
-from vision.baselines import Problem
-from vision.classifier import Classifier
 from vision.config import VisionConfig
+from vision.methods import Problem
 from vision.prototypes import window_codes
+from vision.serving.classifier import Classifier
 
 DATA = toy_images(devices=8, per_device=6, classes=3, size=16)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from persona.ranks import Ranks
+from persona.training.ranks import Ranks
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 1200  # a machine that runs much else besides is slow to start

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from persona.errors import ConfigError, FormatError, MismatchError
-from persona.training import fit
-from recsys.baselines import Problem
+from persona.training.loop import fit
 from recsys.distributed import checkpoints
 from recsys.distributed.execution import ShardedExecution
+from recsys.methods import Problem
 from recsys.personalised import Personalised
 from tests.recsys.distributed.common import leave_group
 from tests.recsys.toy import SMALL, walks

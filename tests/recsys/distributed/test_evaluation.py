@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona.ranks import Ranks
+from persona.training.ranks import Ranks
 from recsys import evaluation
 from recsys.evaluation import Evaluation, _shared
 from tests.recsys.distributed.common import on_threads

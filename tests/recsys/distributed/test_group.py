@@ -3,11 +3,12 @@ from datetime import timedelta
 import pytest
 
 from persona.errors import ConfigError, MismatchError
-from persona.ranks import Ranks
 from persona.storage import digest_json
-from pipelines import processes
-from recsys.baselines import Problem, base
+from persona.training.ranks import Ranks
+from pipelines.steps import processes
 from recsys.distributed import group
+from recsys.methods import Problem
+from recsys.methods import problem as base
 from tests.recsys.distributed.common import free_port, leave_group
 from tests.recsys.toy import SMALL, walks
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from recsys import evaluation
-from recsys.baselines import Problem
 from recsys.distributed import checkpoints
 from recsys.hosts import make_host
+from recsys.methods import Problem
 from tests.recsys.distributed import common, worker
 from tests.recsys.toy import walks
 

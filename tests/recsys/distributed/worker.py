@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys import evaluation
-from recsys.baselines import Problem, train_configured
 from recsys.distributed import group
+from recsys.methods import Problem, train_configured
 from tests.recsys.toy import SMALL, walks
 
 # Hosts of all kinds, all modes, both ways to keep the table, dropout, and batches that no two processes can share equally.

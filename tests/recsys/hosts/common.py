@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from persona.edits import Edit
-from recsys.batches import Context
+from recsys.data.batches import Context
 from recsys.hosts import Host, HostConfig, make_host
 
 ITEMS = 40

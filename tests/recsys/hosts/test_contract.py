@@ -8,7 +8,7 @@ from torch import nn
 
 from persona.edits import Edit
 from persona.errors import MismatchError
-from recsys.batches import Context, features
+from recsys.data.batches import Context, features
 from recsys.hosts import Host, State, make_host
 from tests.recsys.hosts.common import (
     CASES,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from persona.errors import MismatchError
-from recsys.batches import Context, features
+from recsys.data.batches import Context, features
 from recsys.hosts import SequentialHost, make_host
 from recsys.hosts.config import HostConfig
 from tests.recsys.hosts.common import CASES, HISTORIES, SMALL, candidates, context, random_edit, small_host

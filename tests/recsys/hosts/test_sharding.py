@@ -13,7 +13,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from recsys.batches import Batch
+from recsys.data.batches import Batch
 from recsys.hosts import Host
 from recsys.hosts.base import TABLE
 from tests.recsys.hosts.common import HISTORIES, candidates, context, small_host

@@ -1,0 +1,1 @@
+"""The steps of both pipelines: typed config in, typed result out, everything logged to MLflow."""

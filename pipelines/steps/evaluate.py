@@ -1,0 +1,81 @@
+"""Methods side by side, as the step ``evaluate`` of any task keeps and logs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from persona.comparison import REFERENCE, Measured, Row, compare
+from pipelines import tracking
+from pipelines.tracking import figures
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on the same test rows under one protocol, over seeds.
+
+    Attributes:
+        protocol: under which they were tested.
+        settings: of the first seed.
+        seeds: how many.
+        unit: what metrics are averaged over, ``users`` or ``devices``.
+        units: how many of these.
+        headlines: metrics that tables and figures show.
+        rows: one a method, the host among them.
+        measured: what every method achieved, seed by seed.
+    """
+
+    protocol: str
+    settings: dict[str, Any]
+    seeds: int
+    unit: str
+    units: int
+    headlines: tuple[str, ...]
+    rows: list[Row]
+    measured: list[dict[str, Measured]]
+
+    @classmethod
+    def of_seeds(
+        cls,
+        measured: list[dict[str, Measured]],
+        *,
+        protocol: str,
+        settings: dict[str, Any],
+        unit: str,
+        headlines: tuple[str, ...],
+    ) -> Self:
+        """The comparison of methods measured seed by seed.
+
+        Raises:
+            DataError: the seeds do not fit together, as in ``compare``.
+        """
+        rows = compare(measured)
+        return cls(
+            protocol, settings, len(measured), unit, len(measured[0][REFERENCE].units), headlines, rows, measured
+        )
+
+    def of(self, method: str) -> list[Measured]:
+        """What one method achieved, seed by seed."""
+        return [seed[method] for seed in self.measured]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; values per unit stay in the workspace."""
+        names = ("protocol", "settings", "seeds", "headlines")
+        own = {name: getattr(self, name) for name in names}
+        return own | {self.unit: self.units, "rows": [row.as_dict() for row in self.rows]}
+
+    def log(self) -> None:
+        """Leave a run a method, the whole as JSON, and figures of differences and learning curves in the active run."""
+        first, seed = self.measured[0], self.settings["seed"]
+        for row in self.rows:
+            tags = {"method": row.method, "protocol": self.protocol}
+            with tracking.run(f"{self.protocol} {row.method}", tags=tags):
+                tracking.log_params({**tags, "host": self.settings["host"], "seeds": self.seeds})
+                tracking.log_metrics_batch(row.logged(self.protocol))
+                tracking.log_epochs(first[row.method].history, prefix=f"{self.protocol}/seed{seed}/")
+        tracking.log_json(self.as_dict(), f"comparison/{self.protocol}.json")
+        differences = figures.method_comparison(self.rows, self.headlines, self.protocol, self.seeds, self.unit)
+        tracking.log_figure(differences, f"figures/comparison_{self.protocol}.png")
+        histories = {name: measured.history for name, measured in first.items() if measured.history}
+        curves = figures.learning_curves(histories, self.settings["monitor"], self.protocol)
+        tracking.log_figure(curves, f"figures/learning_curves_{self.protocol}.png")

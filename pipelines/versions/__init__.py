@@ -1,0 +1,1 @@
+"""Versions of models and banks: what they are compared by, how they differ, and which is served."""

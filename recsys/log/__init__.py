@@ -1,6 +1,0 @@
-"""Any interaction log -> clean events in order, and a report of what was understood."""
-
-from recsys.log.reading import read_log
-from recsys.log.report import InteractionLog, LogReport
-
-__all__ = ["InteractionLog", "LogReport", "read_log"]

@@ -1,0 +1,167 @@
+"""Persona with a single prototype: the host itself plus the editor's edit, in its modes of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from persona.training.objective import FitResult
+from recsys.data.batches import Context
+from recsys.hosts import Host
+from recsys.methods.problem import Positions, Problem, Trained, adaptive_bytes, all_bytes
+from recsys.objectives import CrossFitted, RowObjective
+from recsys.personalised import Personalised
+
+PARTS = 4
+# Rows whose mean edit a generating editor is centred on.
+CENTRED = 100_000
+# Shares of an edit that a gate may let through; of equally good ones the largest.
+GATES = (1.0, 0.5, 0.25, 0.0)
+
+
+def train_held_back(problem: Problem) -> Trained:
+    """The editor learns from later rows that its fixed host has not seen, so there is an error left to learn from."""
+    return _edit_fixed(problem, "persona_held_back", problem.early_host(), problem.held_back.adapt)
+
+
+def train_cross_fitted(problem: Problem) -> Trained:
+    """An editor for a host that knows the later rows, too, and that still learns from unseen errors only.
+
+    The later rows come in ``PARTS`` parts. The host is fine-tuned on one after another, which leaves a host for each part that
+    has not seen it; the editor learns from all parts, each over that host. The last host, which has seen them all, is the one
+    that is deployed, and the one that validation judges the editor on. It may have learned itself what the edits would change:
+    validation also decides how much of an edit is applied, and without any the model is that host.
+    """
+    parts = problem.parts(PARTS)
+    *before, host = problem.refreshed_hosts(parts)
+    learned = train_held_back(problem).scorer
+    assert isinstance(learned, Personalised)
+    assert learned.editor is not None
+    editor = problem.new_editor(host)
+    editor.load_state_dict(learned.editor.state_dict())
+    editor.host = host.digest()
+    deployed = Personalised(host, editor, fixed_host=True)
+    result = problem.fit(
+        "persona_cross_fitted",
+        deployed,
+        editor.parameters(),
+        CrossFitted(
+            [
+                _rows(problem, Personalised(h, editor, fixed_host=True), rows)
+                for h, rows in zip(before, parts, strict=True)
+            ],
+            _rows(problem, deployed, parts[-1]),
+        ),
+        keep_start=True,
+        learning_rate=problem.config.editor_learning_rate,
+    )
+    gated, gate = _gated(problem, deployed)
+    return Trained(gated, adaptive_bytes(host), result, {"gate": gate})
+
+
+def refresh_host(problem: Problem) -> Trained:
+    """The host that ``train_cross_fitted`` edits, without its edits: the whole host fine-tuned part by part."""
+    parts = problem.parts(PARTS)
+    model = Personalised(problem.refreshed_hosts(parts)[-1])
+    results = [problem.trainings.results[f"host_refreshed_{i + 1}_of_{len(parts)}"] for i in range(len(parts))]
+    total = FitResult([epoch for r in results for epoch in r.history], seconds=sum(r.seconds for r in results))
+    return Trained(model, all_bytes(model.host), total)
+
+
+def train_selected(problem: Problem) -> tuple[str, Trained]:
+    """The mode of training that validation prefers, the first of equals, and what it trained."""
+    trained = {mode: TRAINERS[mode](problem) for mode in candidates(problem)}
+    best = max(trained, key=lambda mode: problem.score(trained[mode].scorer))
+    trained[best].chosen[best] = 1.0
+    return best, trained[best]
+
+
+def train_configured(problem: Problem) -> tuple[str, Trained]:
+    """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
+    mode = problem.config.mode
+    return train_selected(problem) if mode == "auto" else (mode, TRAINERS[mode](problem))
+
+
+def candidates(problem: Problem) -> list[str]:
+    """The modes that ``auto`` tries.
+
+    Where the protocol keeps later rows apart, an editor learns from them. Where it keeps none, rows have to be taken from the
+    host, which may cost more than the edits bring, so that learning together with a host that sees all rows is tried, too.
+    """
+    return ["held_back", "cross_fitted", *([] if len(problem.split.adapt) else ["generated"])]
+
+
+def train_frozen(problem: Problem) -> Trained:
+    """The published reading: the editor learns from the very rows that its fixed host was trained on."""
+    return _edit_fixed(problem, "persona_frozen", problem.base_host(), problem.split.train)
+
+
+def train_joint(problem: Problem) -> Trained:
+    """Host and editor learn together; a share of rows is trained without an edit, so that the host alone stays good."""
+    host = problem.new_host()
+    model = Personalised(host, problem.new_editor(host), edit_dropout=problem.config.edit_dropout)
+    result = problem.train("persona_joint", model, model.parameters(), problem.everything)
+    return Trained(model, adaptive_bytes(host), result)
+
+
+def train_generated(problem: Problem) -> Trained:
+    """As ``train_joint``, with edits that may be as large as the layers themselves.
+
+    The editor's heads start as layers do, not at zero, and have no bound and no transfer, as DUET's generator. Beside a zero
+    start the host's own layers have learned what there is to learn before edits matter; here both learn from the first step.
+    Then the host takes in the mean edit, so that by itself it is the best that one edit for everybody makes of it.
+    """
+    host = problem.new_host()
+    editor = problem.new_editor(host, generate=True)
+    model = Personalised(host, editor)
+    result = problem.train("persona_generated", model, model.parameters(), problem.everything)
+    rows = np.random.default_rng([problem.config.seed, 61]).permutation(problem.everything)[:CENTRED]
+    items, lengths = problem.data.contexts(rows, host.config.max_length)
+    host.adaptive.add(editor.centre(model.codes(Context(torch.from_numpy(items), torch.from_numpy(lengths)))))
+    return Trained(model, adaptive_bytes(host), result)
+
+
+TRAINERS: dict[str, Callable[[Problem], Trained]] = {
+    "held_back": train_held_back,
+    "cross_fitted": train_cross_fitted,
+    "joint": train_joint,
+    "generated": train_generated,
+    "frozen": train_frozen,
+}
+
+
+def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Trained:
+    editor = problem.new_editor(host)
+    editor.host = host.digest()
+    model = Personalised(host, editor, fixed_host=True)
+    result = problem.train(
+        name,
+        model,
+        editor.parameters(),
+        rows,
+        keep_start=True,
+        learning_rate=problem.config.editor_learning_rate,
+    )
+    return Trained(model, adaptive_bytes(host), result)
+
+
+def _gated(problem: Problem, model: Personalised) -> tuple[Personalised, float]:
+    """``model`` with as much of its edits as validation supports, and their share."""
+    assert model.editor is not None
+    models = {
+        gate: Personalised(model.host, model.editor.scaled(gate), fixed_host=True).eval() if gate < 1 else model
+        for gate in GATES
+    }
+    best = max(GATES, key=lambda gate: problem.score(models[gate]))
+    return models[best], best
+
+
+def _rows(problem: Problem, model: Personalised, rows: Positions) -> RowObjective:
+    for p in model.host.parameters():
+        if p.is_leaf:  # a table that lies in pieces is none, and is kept from learning where it is looked up
+            p.requires_grad_(False)
+    objective = problem.objective(model, rows)
+    assert isinstance(objective, RowObjective)  # an editor always learns from rows
+    return objective

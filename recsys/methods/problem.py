@@ -1,0 +1,260 @@
+"""What every method of a comparison is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from persona.editor import ParameterEditor
+from persona.errors import ConfigError
+from persona.training.execution import Execution
+from persona.training.kept import OnEpoch, Trainings
+from persona.training.loop import MakeExecution
+from persona.training.objective import FitResult, Objective
+from persona.training.ranks import current
+from recsys.config import RecsysConfig
+from recsys.data.protocols import Split, hold_back, make_split
+from recsys.data.sequences import SequenceData
+from recsys.evaluation import Evaluation, Scorer
+from recsys.hosts import Host, make_host
+from recsys.objectives import RowObjective, SequenceObjective, make_objective
+from recsys.personalised import Personalised
+
+FLOAT_BYTES = 4
+# Methods whose names start so have an editor (or generator) of their own.
+EDITED = ("persona", "duet", "apg")
+
+Positions = NDArray[np.int64]
+
+
+@dataclass
+class Trained:
+    """A method, ready to be evaluated.
+
+    Attributes:
+        scorer: scores candidates in their context.
+        refresh_bytes: what one device receives when the method adapts it once, in float32.
+        result: what its own training did; a host that methods share is not its own.
+        chosen: settings that validation rows selected.
+    """
+
+    scorer: Scorer
+    refresh_bytes: int
+    result: FitResult
+    chosen: dict[str, float] = field(default_factory=dict)
+
+
+class Problem:
+    """One protocol, host and seed on one data set: rows, evaluations, and the hosts that methods share.
+
+    Args:
+        data: the events.
+        config: all settings.
+        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
+            data with the same settings has the same place in it, so that only what changed is trained again.
+        on_epoch: called with the name of a training and the metrics of each of its epochs.
+
+    Raises:
+        ConfigError: there are more processes than rows in a batch.
+    """
+
+    def __init__(
+        self, data: SequenceData, config: RecsysConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
+    ) -> None:
+        if config.batch_size < (size := current().size):
+            raise ConfigError(
+                f"a batch of {config.batch_size} rows cannot be shared by {size} processes: start fewer, or choose a "
+                f"batch_size of at least {size}"
+            )
+        self.data, self.config = data, config
+        self.split: Split = make_split(data, config.protocol)
+        self.trainings = Trainings(
+            folder,
+            f"{config.host}-seed{config.seed}",
+            {"data": data.digest, **config.host_settings()},
+            config.editor_settings(),
+            EDITED,
+            on_epoch,
+        )
+
+    def with_config(self, config: RecsysConfig) -> Problem:
+        """The same data, folder and listener under other settings."""
+        return Problem(self.data, config, folder=self.trainings.root, on_epoch=self.trainings.on_epoch)
+
+    @cached_property
+    def validation(self) -> Evaluation:
+        """Rows that select epochs and settings."""
+        return self._evaluation(self.split.validation, self.config.validation_events)
+
+    def score(self, scorer: Scorer) -> float:
+        """The metric that selects, of ``scorer`` on the validation rows."""
+        return self.validation.run(scorer).summary[self.config.monitor]
+
+    @cached_property
+    def test(self) -> Evaluation:
+        """Rows that are only ever reported."""
+        return self._evaluation(self.split.test, None)
+
+    @cached_property
+    def held_back(self) -> Split:
+        """The split whose ``adapt`` rows the host has not seen."""
+        return hold_back(self.data, self.split, self.config.hold_back)
+
+    @property
+    def everything(self) -> Positions:
+        """All rows before validation: what a method may learn from."""
+        return np.concatenate([self.split.train, self.split.adapt])
+
+    def new_host(self) -> Host:
+        """An untrained host; the same one each time, on any number of processes."""
+        config = self.config.host_config(self.data.n_items)
+        if self.sharded:
+            from recsys.distributed import tables
+
+            return tables.new_host(config, self.config.seed, self.config.table_learning_rate)
+        torch.manual_seed(self.config.seed)
+        return make_host(config)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the rows of the item table are spread over processes while it learns, be it over one."""
+        return self.config.table_optimizer != "adam"
+
+    def new_editor(self, host: Host, *, generate: bool = False) -> ParameterEditor:
+        """An untrained editor for ``host``; ``generate`` means no bound, no zero start, no transfer."""
+        torch.manual_seed(self.config.seed + 1)
+        config = self.config.editor_config(host.context_dim)
+        if generate:
+            config = replace(config, bound="none", zero_start=False, head="full", transfer="none")
+        return ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales())
+
+    def base_host(self) -> Host:
+        """The host trained on the protocol's training rows, a copy for every caller."""
+        return self._trained_host("host", self.split.train)
+
+    def early_host(self) -> Host:
+        """The host that has not seen the rows held back; the base host where the protocol holds back by itself."""
+        if len(self.split.adapt):
+            return self.base_host()
+        return self._trained_host("host_early", self.held_back.train)
+
+    def parts(self, count: int) -> list[Positions]:
+        """The rows held back in ``count`` parts of about the same size, none empty.
+
+        In the order of time where the log has one that all users share; else by user, in a seeded order.
+        """
+        rows = self.held_back.adapt
+        if self.data.ordered_only:
+            order = np.random.default_rng([self.config.seed, 23]).permutation(self.data.n_users)
+            key = order[self.data.user_of(rows)]
+        else:
+            key = self.data.times[rows]
+        edges = np.quantile(key, np.arange(1, count) / count, method="nearest")
+        part = np.searchsorted(edges, key, side="right")
+        return [rows[part == index] for index in np.unique(part)]
+
+    def refreshed_hosts(self, parts: Sequence[Positions]) -> list[Host]:
+        """The early host, and what it becomes as it is fine-tuned on one part after another: fixed, copies for every caller."""
+        hosts = [self.early_host()]
+        for index, rows in enumerate(parts):
+            hosts.append(self._trained_host(f"host_refreshed_{index + 1}_of_{len(parts)}", rows, start=hosts[-1]))
+        return hosts
+
+    def train(
+        self,
+        name: str,
+        model: Personalised,
+        parameters: Iterable[nn.Parameter],
+        positions: Positions,
+        *,
+        keep_start: bool = False,
+        learning_rate: float | None = None,
+    ) -> FitResult:
+        """Train ``parameters`` of ``model`` on ``positions``; a training that is already in the folder is taken from there."""
+        return self.fit(
+            name,
+            model,
+            parameters,
+            self.objective(model, positions),
+            keep_start=keep_start,
+            learning_rate=learning_rate,
+        )
+
+    def objective(self, model: Personalised, positions: Positions) -> RowObjective | SequenceObjective:
+        """What ``model`` learns from ``positions``, selected on the validation rows."""
+        return make_objective(model, self.data, positions, self.validation, self.config.loss_config(), self.config.seed)
+
+    def fit(
+        self,
+        name: str,
+        model: Personalised,
+        parameters: Iterable[nn.Parameter],
+        objective: Objective,
+        *,
+        keep_start: bool = False,
+        learning_rate: float | None = None,
+    ) -> FitResult:
+        """``train`` by any objective."""
+        chosen = list(parameters)
+        return self.trainings.fit(
+            name,
+            model,
+            chosen,
+            objective,
+            self.config.fit_config(learning_rate or self.config.learning_rate),
+            keep_start=keep_start,
+            about={"data": self.data.digest},
+            execution=self._execution(model, chosen),
+        )
+
+    def _execution(self, model: Personalised, chosen: list[nn.Parameter]) -> MakeExecution:
+        """How ``chosen`` parameters of ``model`` are trained: with the table in pieces if that is one of them."""
+        if not self.sharded:
+            return Execution
+        from recsys.distributed import tables
+        from recsys.distributed.execution import ShardedExecution
+
+        if not any(p is tables.parameter(model.host) for p in chosen):
+            return Execution
+        return partial(ShardedExecution, learning_rate=self.config.table_learning_rate)
+
+    def _trained_host(self, name: str, positions: Positions, start: Host | None = None) -> Host:
+        """The host trained on ``positions``, from ``start`` if it is given and then never worse than that; a copy."""
+        if self.sharded:  # large: not kept in memory, but read again from its checkpoint
+            return self._train_host(name, positions, start)
+        return self.trainings.network(name, partial(self._train_host, name, positions, start), self.new_host)
+
+    def _train_host(self, name: str, positions: Positions, start: Host | None) -> Host:
+        model = Personalised(self.new_host())
+        if start is not None:
+            model.host.load_state_dict(start.state_dict())
+        result = self.train(name, model, model.parameters(), positions, keep_start=start is not None)
+        self.trainings.results[name] = result
+        return model.host.eval()
+
+    def _evaluation(self, positions: Positions, limit: int | None) -> Evaluation:
+        return Evaluation(
+            self.data,
+            positions,
+            max_length=self.config.host_config(self.data.n_items).max_length,
+            full=self.config.protocol == "full",
+            seed=self.config.seed,
+            limit=limit,
+        )
+
+
+def adaptive_bytes(host: Host) -> int:
+    """Bytes of all adaptive layers in float32: a full edit, or the layers themselves."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.adaptive_parameters())
+
+
+def all_bytes(host: Host) -> int:
+    """Bytes of the whole host in float32."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.parameters())

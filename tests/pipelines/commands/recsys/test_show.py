@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from persona.bootstrap import Interval, SeedsInterval
+from persona.comparison import Row
+from pipelines import console
+from pipelines.commands.recsys import main as recsys_cli
+from pipelines.commands.recsys import show as recsys_show
+from pipelines.steps.evaluate import Comparison
+from pipelines.steps.recsys import Released
+from pipelines.steps.workspace import Workspace
+from pipelines.tracking.registry import Registered
+from recsys.config import RecsysConfig
+
+
+def row(method, low=None, high=None):
+    differences = {} if low is None else {"uauc": SeedsInterval(Interval((low + high) / 2, low, high), (0.0,))}
+    return Row(method, {"uauc": 0.8}, differences, seconds=1.0, refresh_bytes=8)
+
+
+@pytest.fixture
+def comparison():
+    rows = [row("host"), row("up", 0.01, 0.02), row("even", -0.01, 0.02), row("down", -0.03, -0.01)]
+    return Comparison("time", {"host": "gru4rec"}, 3, "users", 600, ("uauc",), rows, [])
+
+
+def test_one_sentence_says_whose_interval_is_above_the_host(comparison, capsys):
+    recsys_show.comparison(comparison, console.Output(False))
+    out = capsys.readouterr().out
+    assert "600 users with events after the cut, 3 seed(s), gru4rec host" in out
+    assert "time/uauc, methods whose interval is above the host: up; below the host: down" in out
+    empty = Comparison("paper", {"host": "din"}, 1, "users", 9, ("uauc",), [row("host"), row("even", -1, 1)], [])
+    assert recsys_show.verdict(empty, "uauc").endswith("above the host: none; below the host: none")
+
+
+def test_settings_that_are_taken_over_are_named_in_one_line(tmp_path, capsys):
+    space, out = Workspace(tmp_path), console.Output(False)
+    recsys_show.taken_over(space, {}, None, out)
+    assert capsys.readouterr().out == ""
+    space.remember(RecsysConfig(dim=8, host="din"))
+    recsys_show.taken_over(space, {"host": "sasrec"}, None, out)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"Taken over from {tmp_path / 'settings.json'}: dim = 8 (")
+
+
+@pytest.mark.parametrize(
+    ("bank", "k", "said"), [("", 0, "no prototypes"), ("ab" * 32, 8, "8 prototypes of version abab")]
+)
+def test_a_release_says_what_it_holds(capsys, bank, k, said):
+    made = Released(Path("b"), Registered("m", 1, "models:/m/1"), "joint", "h", {}, bank, k)
+    recsys_show.released(made, console.Output(False))
+    assert said in capsys.readouterr().out
+
+
+def test_epochs_that_are_told_twice_are_shown_once(capsys):
+    """A training that several parts of a step ask for tells its history to each of them."""
+    with recsys_cli.epochs(RecsysConfig(epochs=2)) as on_epoch:
+        for _ in range(2):
+            for epoch in range(2):
+                on_epoch("host", {"epoch": float(epoch), "uauc": 0.5 + epoch})
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("host 2/2, ")
+    assert line.endswith("uauc 1.5000")

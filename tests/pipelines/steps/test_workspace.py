@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from persona.errors import ConfigError, DataError, FormatError
+from pipelines.steps.workspace import Workspace, under_protocol
+from recsys.config import RecsysConfig
+from tests.recsys.toy import walks
+
+
+@pytest.fixture
+def space(tmp_path):
+    return Workspace(tmp_path / "work")
+
+
+def toml(folder: Path, text: str | bytes) -> Path:
+    path = folder / "settings.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_options_override_a_file_overrides_the_step_before_overrides_defaults(space, tmp_path):
+    assert space.settings({}) == RecsysConfig()
+    space.remember(RecsysConfig(epochs=5, seed=5, host="din", dropout=0.5))
+    file = toml(tmp_path, "epochs = 6\nseed = 6\nhost = 'gru4rec'\n")
+    settings = space.settings({"epochs": 7, "seed": None}, file)
+    assert settings == RecsysConfig(epochs=7, seed=6, host="gru4rec", dropout=0.5)
+    assert space.settings({}) == RecsysConfig(epochs=5, seed=5, host="din", dropout=0.5), "asking changes nothing"
+
+
+def test_a_setting_may_be_given_as_zero_or_false(space):
+    space.remember(RecsysConfig(sequences=True, min_epochs=4, dropout=0.5))
+    settings = space.settings({"sequences": False, "min_epochs": 0, "dropout": 0.0})
+    assert (settings.sequences, settings.min_epochs, settings.dropout) == (False, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epoch = 3\n", "unknown setting 'epoch': did you mean 'epochs'"),
+        ("epochs = 'three'\n", "epochs is 'three', but it has to be a whole number"),
+        ("[recsys]\nepochs = 3\n", "unknown setting 'recsys'"),
+        ("epochs = \n", r"settings.toml is not valid TOML \(.*line 1.*\): write one `name = value` a line"),
+        (b"host = '\xff'\n", "settings.toml is not valid TOML .*: write one"),
+    ],
+)
+def test_a_broken_settings_file_is_one_sentence(space, tmp_path, text, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        space.settings({}, toml(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_settings_file_that_cannot_be_read_is_named(space, tmp_path, name):
+    with pytest.raises(ConfigError, match=r"cannot be read \(.*\): give the path of a TOML file"):
+        space.settings({}, tmp_path / name)
+
+
+def test_damaged_memories_are_refused(space):
+    space.remember(RecsysConfig())
+    (space.root / "settings.json").write_text("{", encoding="utf-8")
+    with pytest.raises(FormatError, match="not valid JSON"):
+        space.settings({})
+
+
+def test_every_step_has_a_place_of_its_own(space):
+    places = {space.prepared, space.cells, space.bundle, space.prototypes}
+    places |= {space.comparison("time"), space.comparison("paper")}
+    assert len(places) == 6
+    assert {place.parent for place in places} == {space.root}
+
+
+def test_prepared_data_is_found_again(space):
+    with pytest.raises(DataError, match=f"run `persona recsys prepare --work {space.root}"):
+        space.data()
+    walks().save(space.prepared)
+    assert space.data().digest == walks().digest
+
+
+def test_settings_are_remembered_as_readable_json(space):
+    space.remember(RecsysConfig(seed=9))
+    assert json.loads((space.root / "settings.json").read_text())["seed"] == 9
+
+
+def test_what_is_taken_over_is_what_is_neither_given_nor_the_default(space, tmp_path):
+    assert space.taken_over({}) == {}
+    space.remember(RecsysConfig(host="gru4rec", dim=8, epochs=3))
+    assert space.taken_over({}) == {"host": "gru4rec", "dim": 8, "epochs": 3}
+    assert space.taken_over({"host": "din", "dim": None}, toml(tmp_path, "epochs = 5\n")) == {"dim": 8}
+
+
+def test_ranking_the_whole_catalogue_is_monitored_by_ranks_unless_asked_otherwise(space):
+    assert space.settings({"protocol": "full"}).monitor == "ndcg_10"
+    space.remember(RecsysConfig(monitor="auc"))
+    assert space.settings({"protocol": "full"}).monitor == "ndcg_10", "what another protocol selected by"
+    assert space.settings({"protocol": "full", "monitor": "hr_5"}).monitor == "hr_5"
+    assert space.settings({"protocol": "paper"}).monitor == "auc"
+    with pytest.raises(ConfigError, match="monitor 'uauc' cannot select epochs under protocol full"):
+        space.settings({"protocol": "full", "monitor": "uauc"})
+    assert under_protocol(RecsysConfig(), "full") == RecsysConfig(protocol="full", monitor="ndcg_10")
+    assert under_protocol(RecsysConfig(monitor="mrr"), "full").monitor == "mrr"
+    assert under_protocol(RecsysConfig(), "paper") == RecsysConfig(protocol="paper")
+
+
+def test_every_host_has_a_lineage_of_its_own(space):
+    one, other = (space.lineage(digest * 64) for digest in "ab")
+    assert one.root != other.root
+    assert {one.root.parent, other.root.parent} == {space.prototypes}
+    assert (one.head, one.host) == ("", "a" * 64)

@@ -1,0 +1,265 @@
+"""What every method of a comparison is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from persona.edits import Edit, FactoredEdit
+from persona.training.kept import OnEpoch, Trainings
+from persona.training.objective import FitConfig, FitResult, Objective
+from vision.config import VisionConfig
+from vision.contexts import ContextReader
+from vision.data.images import DeviceImages
+from vision.data.protocols import Split, make_split
+from vision.data.shifts import ShiftedImages
+from vision.evaluation import Classifier, Evaluation
+from vision.features import FeatureCache, all_features, body_digest, window_features
+from vision.hosts import Host, make_host
+from vision.objectives import DeviceObjective, ImageObjective, Mixture
+from vision.personalised import Personalised, make_editor
+
+FLOAT_BYTES = 4
+# Images whose features give a context reader its scale.
+READER_IMAGES = 4000
+# Methods whose names start so depend on the settings of editors: on which layers are adaptive, at least.
+EDITED = ("persona", "duet", "finetune_adaptive", "finetune_interpolated", "finetune_device")
+
+Devices = NDArray[np.int64]
+
+
+@dataclass
+class Trained:
+    """A method, ready to be evaluated.
+
+    Attributes:
+        classifier: classifies the windows of streams.
+        refresh_bytes: what one device receives when the method adapts it once, in float32.
+        forward_passes: passes of the host through an image before it is classified.
+        backward_passes: likewise, backwards.
+        chosen: settings of the method that validation chose.
+        result: what its own training did; a host that methods share is not its own.
+        seconds: wall time of its own training.
+        keeps_body: whether it classifies, or reads as its context, the features of the shared host.
+    """
+
+    classifier: Classifier
+    refresh_bytes: int = 0
+    forward_passes: float = 1.0
+    backward_passes: float = 0.0
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    result: FitResult = field(default_factory=FitResult)
+    seconds: float = 0.0
+    keeps_body: bool = False
+
+
+class Problem:
+    """One split, host and seed on one data set: devices, evaluations, and the host that methods share.
+
+    Args:
+        data: the images.
+        config: all settings.
+        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
+            data with the same settings has the same place in it, so that only what changed is trained again.
+        on_epoch: called with the name of a training and the metrics of each of its epochs.
+    """
+
+    def __init__(
+        self, data: DeviceImages, config: VisionConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
+    ) -> None:
+        self.data, self.config = data, config
+        self.split: Split = make_split(data, config.split_config())
+        self._caches: dict[str, FeatureCache] = {}
+        self.trainings = Trainings(
+            folder,
+            f"{config.host}-seed{config.seed}",
+            {"data": data.digest, **config.host_settings()},
+            config.editor_settings(),
+            EDITED,
+            on_epoch,
+        )
+
+    @cached_property
+    def validation(self) -> Evaluation:
+        """Devices that select epochs and settings."""
+        return self.evaluation(self.split.validation, self.config.validation_devices)
+
+    @cached_property
+    def test(self) -> Evaluation:
+        """Devices that are only ever reported."""
+        return self.evaluation(self.split.test)
+
+    @property
+    def given_body(self) -> bool:
+        """Whether the body is that of the given weights, and only the classifier learns."""
+        return self.config.learns == "classifier"
+
+    @cached_property
+    def features(self) -> FeatureCache:
+        """Features of all images by the shared host, or by the given body, without an edit."""
+        return self.features_of(self.new_host().eval() if self.given_body else self.base_host())
+
+    def features_of(self, host: Host, copy: int = 0) -> FeatureCache:
+        """Features of all images, or of a shifted ``copy`` of them, by a host whose body is fixed; computed once a body."""
+        key = f"{body_digest(host)}-{copy}"
+        if key not in self._caches:
+            images, variant = (ShiftedImages(self.data, copy), f"shift-{copy}") if copy else (None, "")
+            self._caches[key] = all_features(host, self.data, self.trainings.root, images, variant)
+        return self._caches[key]
+
+    def features_under(self, prior: float) -> FeatureCache:
+        """Features of all images by the shared host, each normalised by its window's statistics; computed once a prior."""
+        host = self.base_host()
+        key = f"{body_digest(host)}-prior-{prior}"
+        if key not in self._caches:
+            everyone = self.evaluation(np.arange(self.data.n_devices))
+            windows = (window for device in everyone.devices.tolist() for window in everyone.windows(device))
+            self._caches[key] = window_features(host, self.data, windows, prior, self.trainings.root)
+        return self._caches[key]
+
+    @property
+    def everything(self) -> Devices:
+        """All devices that a method may learn from."""
+        return np.sort(np.concatenate([self.split.train, self.split.adapt]))
+
+    @property
+    def window_passes(self) -> float:
+        """How often an image is passed through the host by a method that reads whole windows."""
+        return self.config.context_images / self.config.step
+
+    def new_host(self, adaptive: str | None = None) -> Host:
+        """An untrained host, or one with the given weights; the same one each time."""
+        torch.manual_seed(self.config.seed)
+        config = self.config.host_config(self.data.n_classes, self.data.image_shape)
+        return make_host(replace(config, adaptive=adaptive or config.adaptive), self.config.weights or None)
+
+    def base_host(self, adaptive: str | None = None) -> Host:
+        """The host trained on the split's training devices, a copy for every caller."""
+        return self.trained_host("host", self.split.train, adaptive=adaptive)
+
+    def trained_host(
+        self, name: str, devices: Devices, validation: Evaluation | None = None, *, adaptive: str | None = None
+    ) -> Host:
+        """A host trained on some devices, a copy for every caller; ``validation`` is the problem's by default."""
+
+        def train() -> Host:
+            model = Personalised(self.new_host(), fixed_body=self.given_body)
+            learned = model.host.head.parameters() if self.given_body else model.parameters()
+            self.trainings.results[name] = self.train(name, model, learned, devices, validation=validation)
+            return model.host
+
+        return self.trainings.network(name, train, partial(self.new_host, adaptive))
+
+    def personalise(
+        self, host: Host, known: Devices | None = None, *, generate: bool = False, **options: Any
+    ) -> Personalised:
+        """``host`` with an untrained editor; ``generate`` means no bound, no zero start, no transfer.
+
+        Args:
+            host: one with a trained body, whose features give the reader its scale; for DUET a fresh one.
+            known: the devices that the host has learned from; those of the split by default.
+            generate: for DUET.
+            **options: of ``Personalised``.
+        """
+        reader = ContextReader(self.config.context, host)
+        positions = self.data.positions_of(self.split.train if known is None else known)
+        if len(positions) > READER_IMAGES:
+            positions = np.random.default_rng([self.config.seed, 43]).choice(positions, READER_IMAGES, replace=False)
+        fresh = generate and not self.given_body
+        cache = FeatureCache(host.eval(), self.data, positions) if fresh else self.features_of(host.eval())
+        features = cache[positions]
+        reader.fit(features, self.data.label_tensor(positions))
+        config = self.config.editor_config(reader.dim)
+        if generate:
+            config = replace(config, bound="none", zero_start=False, transfer="none")
+        torch.manual_seed(self.config.seed + 1)
+        return Personalised(host, reader, make_editor(host, config), **options)
+
+    def train(
+        self,
+        name: str,
+        model: Personalised,
+        parameters: Iterable[nn.Parameter],
+        devices: Devices,
+        *,
+        keep_start: bool = False,
+        fit_config: FitConfig | None = None,
+        validation: Evaluation | None = None,
+    ) -> FitResult:
+        """Train ``parameters`` of ``model`` on ``devices``; a training that is already in the folder is taken from there."""
+        plain = self.objective(model, devices, validation)
+        objective: Objective = plain
+        if self.config.shifts and name.startswith(EDITED):
+            # What is learned for shifts is selected under shifts: without them, a host that knows none looks best.
+            parts = [plain, *self.shifted_objectives(model, devices, validation)]
+            objective = Mixture(parts, parts, self.config.seed)
+        return self.fit(name, model, parameters, objective, keep_start=keep_start, fit_config=fit_config)
+
+    def objective(
+        self, model: Personalised, devices: Devices, validation: Evaluation | None = None, copy: int = 0
+    ) -> ImageObjective | DeviceObjective:
+        """What ``model`` learns from ``devices``: images for a host, windows for an editor; those of a shifted ``copy``."""
+        kind = ImageObjective if model.editor is None else DeviceObjective
+        fixed = model.reads_features if model.editor is None else model.fixed_host
+        cache = self.features_of(model.host.eval(), copy) if fixed else None
+        config = self.config
+        return kind(model, self.data, devices, validation or self.validation, config.loss_config(), config.seed, cache)
+
+    def shifted_objectives(
+        self, model: Personalised, devices: Devices, validation: Evaluation | None = None
+    ) -> list[ImageObjective | DeviceObjective]:
+        """What ``model`` learns from copies of ``devices`` under simulated shifts, where the settings ask for some."""
+        return [self.objective(model, devices, validation, copy) for copy in range(1, self.config.shifts + 1)]
+
+    def fit(
+        self,
+        name: str,
+        model: Personalised,
+        parameters: Iterable[nn.Parameter],
+        objective: Objective,
+        *,
+        keep_start: bool = False,
+        fit_config: FitConfig | None = None,
+    ) -> FitResult:
+        """Train by any objective; a training that is already in the folder is taken from there."""
+        return self.trainings.fit(
+            name, model, parameters, objective, fit_config or self.config.host_fit(), keep_start=keep_start
+        )
+
+    def evaluation(self, devices: Devices, limit: int | None = None) -> Evaluation:
+        """Windows of some devices, as the settings cut them."""
+        return Evaluation(
+            self.data,
+            devices,
+            context=self.config.context_images,
+            step=self.config.step,
+            limit=limit,
+            seed=self.config.seed,
+        )
+
+
+def edit_bytes(edit: Edit) -> int:
+    """Bytes in float32 of what is generated for one device: cores of factored layers, whole matrices of the others."""
+    numbers = 0
+    for layer in edit.layers.values():
+        numbers += layer.core[0].numel() if isinstance(layer, FactoredEdit) else layer.dense().weight[0].numel()
+        numbers += 0 if layer.bias is None else layer.bias[0].numel()
+    return FLOAT_BYTES * numbers
+
+
+def adaptive_bytes(host: Host) -> int:
+    """Bytes of all adaptive layers in float32."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.adaptive_parameters())
+
+
+def all_bytes(host: Host) -> int:
+    """Bytes of the whole host in float32."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.parameters())

@@ -1,0 +1,1 @@
+"""A released classifier, and the bundle it is kept in."""

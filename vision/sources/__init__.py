@@ -1,6 +1,0 @@
-"""Images of devices from any source: an image folder, a parquet or npz file -> ``DeviceImages`` and a report."""
-
-from vision.sources.reading import read_images
-from vision.sources.report import ImageReport
-
-__all__ = ["ImageReport", "read_images"]
