@@ -12,7 +12,7 @@ from pipelines.cli import main
 from pipelines.versions import comparing, comparison_log, pages, promotion
 from pipelines.versions.comparing import Side
 from tests.persona.prototypes import world
-from tests.pipelines.versions import BANKS, MODEL, refined, register, register_bank, snapshot
+from tests.pipelines.registered import BANKS, MODEL, refined, register, register_bank, snapshot
 
 USERS = 30
 LIGHT = np.arange(USERS) < USERS // 3

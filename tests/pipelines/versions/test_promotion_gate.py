@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from persona.errors import ConfigError, MismatchError
 from pipelines.versions import promotion_gate, snapshots
 from pipelines.versions.promotion_gate import Limits
-from tests.pipelines.versions import snapshot
+from tests.pipelines.registered import snapshot
 
 USERS = 90
 CHAMPION = snapshot(np.linspace(0.2, 0.8, USERS), USERS)

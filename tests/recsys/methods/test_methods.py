@@ -366,7 +366,7 @@ from pathlib import Path
 from persona import runtime
 runtime.configure()
 from recsys.methods import Problem, measure
-from tests.recsys.test_baselines import KILLED
+from tests.recsys.methods.test_methods import KILLED
 from tests.recsys.toy import SMALL, walks
 problem = Problem(walks(), SMALL, folder=Path(sys.argv[1]), on_epoch=lambda *note: print(*note, flush=True))
 for method in KILLED:
