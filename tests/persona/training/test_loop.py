@@ -77,7 +77,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     script = (
         "import os, signal, sys; sys.path.insert(0, os.getcwd())\n"
-        "from tests.persona.test_training import *\n"
+        "from tests.persona.training.test_loop import *\n"
         "net = module()\n"
         "def stop(m):\n"
         "    if m['epoch'] == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
