@@ -234,7 +234,7 @@ class ParameterEditor(nn.Module):
                 f"the edits of a {self.config.head} head with bound {self.config.bound} cannot be centred: take full heads "
                 "without a bound"
             )
-        mean = self.unbounded(codes.double().mean(0, keepdim=True).to(codes.dtype))
+        mean = self.unbounded(codes.double().mean(0, keepdim=True).to(self.weight_scales.device, codes.dtype))
         for head, layer in zip(self.heads, mean.layers.values(), strict=True):
             full = cast(FullHead, head)
             full.weight.bias.sub_(layer.dense().weight.flatten())

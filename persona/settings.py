@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -13,19 +14,24 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
 
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _OF_EDITOR = ("width", "transfer", "head", "rank", "bound", "tau")
+# Where and how exactly torch computes. With their defaults these are in no record, so that what was recorded before there were
+# any stays what it is; and no training is another one for the device that it ran on.
+PROCESSOR_SETTINGS = ("device", "precision")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Base of a task's settings, a frozen dataclass whose fields all have defaults.
 
-    Among the fields are ``mode``, and those of an ``EditorConfig`` under the same names.
+    Among the fields are ``mode``, ``device``, ``precision``, and those of an ``EditorConfig`` under the same names.
 
     Attributes:
         editor_names: fields that only what has an editor depends on: hosts are shared between settings that differ here.
+        quiet_names: fields that are in no record while they have their defaults.
     """
 
     editor_names: ClassVar[tuple[str, ...]] = ()
+    quiet_names: ClassVar[tuple[str, ...]] = PROCESSOR_SETTINGS
 
     def check_types(self) -> None:
         """Settings may come from a file: whole numbers do for decimal ones, and are one and the same setting.
@@ -40,6 +46,16 @@ class Settings:
             elif type(value) is not kind:
                 raise ConfigError(f"{f.name} is {value!r}, but it has to be {_KINDS[kind]}")
 
+    def check_device(self) -> None:
+        """Refuse a device that no machine has; whether this one has it is seen where the work begins.
+
+        Raises:
+            ConfigError: ``device`` is none of ``auto``, ``cpu``, ``cuda``, ``cuda:0``, ``cuda:1``, ...
+        """
+        name = getattr(self, "device", "auto")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+            raise ConfigError(f"unknown device {name!r}: give auto, cpu, cuda, or cuda:1 for the second graphics card")
+
     def editor_config(self, context_dim: int) -> EditorConfig:
         """The editor's settings for a host."""
         from persona.editor import EditorConfig
@@ -48,15 +64,17 @@ class Settings:
 
     def host_settings(self) -> dict[str, Any]:
         """What a trained host depends on."""
-        return {k: v for k, v in self.as_dict().items() if k not in self.editor_names and k != "mode"}
+        others = (*self.editor_names, "mode", "device")
+        return {k: v for k, v in self.as_dict().items() if k not in others}
 
     def editor_settings(self) -> dict[str, Any]:
         """What a trained editor depends on besides its host."""
         return {k: v for k, v in self.as_dict().items() if k in self.editor_names}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, without ``quiet_names`` that have their defaults."""
+        usual = {f.name: f.default for f in fields(self) if f.name in self.quiet_names}
+        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

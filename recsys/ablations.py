@@ -46,7 +46,7 @@ class StaleEdits:
     """
 
     def __init__(self, model: Personalised, delay: int) -> None:
-        self.model, self.delay = model, delay
+        self.model, self.host, self.delay = model, model.host, delay
 
     def score(self, context: Context, candidates: Tensor) -> Tensor:
         """Logits (B, C) of candidates (B, C), in a context of width T + s."""
@@ -65,7 +65,7 @@ def last(context: Context, dropped: int, length: int) -> Context:
     """The last ``length`` items of every row of a context after its newest ``dropped`` are gone; possibly none."""
     stop = (context.lengths - dropped).clamp_min(0)
     start = (stop - length).clamp_min(0)
-    index = start.unsqueeze(1) + torch.arange(length)
+    index = start.unsqueeze(1) + torch.arange(length, device=start.device)
     valid = index < stop.unsqueeze(1)
     items = context.items.gather(1, index.clamp_max(context.items.shape[1] - 1))
     return Context(torch.where(valid, items, 0), stop - start)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from persona.errors import ConfigError, nearest
-from persona.settings import Settings
+from persona.settings import PROCESSOR_SETTINGS, Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
     from persona.training.objective import FitConfig
@@ -72,12 +72,15 @@ class RecsysConfig(Settings):
             without gradient clipping, the rows of one table spread over all processes.
         table_learning_rate: of ``rowwise_adagrad``.
         checkpoint_steps: write a checkpoint every this many steps, too, besides one an epoch.
+        device: where torch computes, ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is a graphics card where there is one.
+        precision: of the products in training steps, ``float32`` or ``bf16``, which is faster on a graphics card.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or contradicts another one.
     """
 
     editor_names: ClassVar[tuple[str, ...]] = EDITOR_SETTINGS
+    quiet_names: ClassVar[tuple[str, ...]] = (*SCALE_SETTINGS, *PROCESSOR_SETTINGS)
 
     protocol: str = "time"
     host: str = "sasrec"
@@ -110,9 +113,12 @@ class RecsysConfig(Settings):
     table_optimizer: str = "adam"
     table_learning_rate: float = 0.05
     checkpoint_steps: int = 0
+    device: str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         self.check_types()
+        self.check_device()
         if self.mode not in MODES:
             raise ConfigError(f"unknown mode {self.mode!r}: {nearest(self.mode, MODES)}")
         self._check_protocol()
@@ -157,11 +163,11 @@ class RecsysConfig(Settings):
                 "whole sequences look the table up twice a step, which a sharded table cannot: use rows (sequences = false), "
                 "or table_optimizer = adam"
             )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without ``SCALE_SETTINGS`` that have their defaults."""
-        usual = {f.name: f.default for f in fields(self) if f.name in SCALE_SETTINGS}
-        return {k: v for k, v in super().as_dict().items() if k not in usual or v != usual[k]}
+        if self.precision != "float32" and self.table_optimizer != "adam":
+            raise ConfigError(
+                f"a sharded table learns in float32, not in {self.precision}: leave precision at float32, or give table_optimizer = "
+                "adam"
+            )
 
     def host_settings(self) -> dict[str, Any]:
         """What a trained host depends on; how often it was written to disk is not part of that."""
@@ -189,6 +195,7 @@ class RecsysConfig(Settings):
             weight_decay=self.weight_decay,
             seed=self.seed,
             checkpoint_steps=self.checkpoint_steps,
+            precision=self.precision,
         )
 
     def loss_config(self) -> LossConfig:

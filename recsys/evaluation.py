@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona.errors import DataError
+from persona.torch_device import device_of, moved
 from persona.training.ranks import Ranks, current
 from recsys import metrics
 from recsys.data.batches import Context
@@ -35,7 +36,7 @@ Int64Array = NDArray[np.int64]
 
 
 class Scorer(Protocol):
-    """Anything that can be evaluated."""
+    """Anything that can be evaluated; one with a ``host`` is asked, and answers, where that lies."""
 
     def score(self, context: Context, candidates: Tensor) -> Tensor:
         """Logits (B, C) of candidates (B, C)."""
@@ -114,13 +115,15 @@ class Evaluation:
         """Score every row and compute the metrics of the protocol."""
         blocks = torch.split(torch.arange(len(self.positions)), FULL_ROWS if self.full else ROWS)
         distinct = np.unique(self.users)
+        device = device_of(scorer)
         if self.full:
             found = _shared(blocks, lambda rows: self._full_ranks(scorer, rows), current()).numpy()
             per_user = metrics.ranking_metrics(found[:, 0], self.users, ties=found[:, 1].astype(np.int64))
             return Evaluated({k: float(v.mean()) for k, v in per_user.items()}, per_user, distinct)
 
         def sampled(rows: Tensor) -> Tensor:
-            return scorer.score(self.contexts.index_select(rows), self.candidates[rows])
+            asked = (self.contexts.index_select(rows), self.candidates[rows])
+            return scorer.score(*moved(asked, device)).cpu()
 
         scores = _shared(blocks, sampled, current()).numpy()
         return Evaluated(metrics.summary(scores, self.users), metrics.per_user(scores, self.users), distinct)
@@ -128,7 +131,8 @@ class Evaluation:
     def _full_ranks(self, scorer: Scorer, rows: Tensor) -> Tensor:
         """(B, 2) float64, rank and ties of the targets of ``rows`` in the catalogue without what the user has seen."""
         positions = self.positions[rows.numpy()]
-        scores = scorer.score_catalogue(self.contexts.index_select(rows)).numpy()
+        contexts = moved(self.contexts.index_select(rows), device_of(scorer))
+        scores = scorer.score_catalogue(contexts).cpu().numpy()
         target = self.data.items[positions][:, None]
         positive = np.take_along_axis(scores, target, axis=1)
         start = self.data.offsets[self.users[rows.numpy()]]

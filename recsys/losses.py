@@ -75,7 +75,7 @@ def _entry_bce(logits: Tensor, positive_weight: float) -> Tensor:
     """Mean (...) over the 1+N entries of each position, the term of the positive scaled."""
     target = torch.zeros_like(logits)
     target[..., 0] = 1.0
-    scale = torch.tensor(positive_weight, dtype=logits.dtype, device=logits.device)
+    scale = logits.new_full((), positive_weight)
     entries = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=scale, reduction="none")
     return entries.mean(dim=-1)
 

@@ -139,8 +139,8 @@ class RowObjective(_Objective):
         return self.judge(self.model(batch.features))
 
     def judge(self, logits: Tensor) -> Tensor:
-        """Mean loss over targets of the logits (B, M (1 + N)) of a batch."""
-        logits = logits.view(-1, 1 + self.config.negatives)
+        """Mean loss over targets, in float32, of the logits (B, M (1 + N)) of a batch."""
+        logits = logits.float().view(-1, 1 + self.config.negatives)
         return batch_loss(self.config, logits[:, 0], logits[:, 1:], self.data.n_items)
 
     def part(self, batch: Batch, ranks: Ranks) -> Part:
@@ -298,13 +298,13 @@ class SequenceObjective(_Objective):
             features(batch.context, batch.targets), length=batch.context.items.shape[1]
         )
         mask = batch.targets > 0
-        users, targets = users[mask], batch.targets[mask]
-        scores = users @ self.host.target_vectors(batch.negatives).T
+        users, targets = users[mask].float(), batch.targets[mask]
+        scores = (users @ self.host.target_vectors(batch.negatives).T).float()
         if len(batch.negatives) == self.data.n_items and self.config.loss == "sampled_softmax":
             return functional.cross_entropy(scores, targets - 1)  # the same, without taking the targets out first
         clash = targets.unsqueeze(1) == batch.negatives
         scores = scores.masked_fill(clash, torch.finfo(scores.dtype).min / 2)
-        return batch_loss(self.config, (users * vectors[mask]).sum(-1), scores, self.data.n_items)
+        return batch_loss(self.config, (users * vectors[mask].float()).sum(-1), scores, self.data.n_items)
 
 
 class CrossFitted:

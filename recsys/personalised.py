@@ -12,6 +12,7 @@ from torchrec import KeyedJaggedTensor
 from persona.editor import ParameterEditor
 from persona.edits import Edit
 from persona.errors import ConfigError
+from persona.torch_device import moved
 from persona.training.ranks import draw
 from recsys.data.batches import Context
 from recsys.hosts import Host
@@ -25,7 +26,7 @@ class Personalised(nn.Module):
 
     Args:
         host: the host.
-        editor: reads the host's context features; ``None`` for the host alone.
+        editor: reads the host's context features; ``None`` for the host alone. It is brought to where the host lies.
         edit_dropout: share of training rows whose edit is switched off, so that the host alone stays good while both
             learn together.
         fixed_host: keep the host in evaluation mode (no dropout) while the editor learns.
@@ -40,7 +41,7 @@ class Personalised(nn.Module):
         fixed_host: bool = False,
     ) -> None:
         super().__init__()
-        self.host, self.editor = host, editor
+        self.host, self.editor = host, None if editor is None else editor.to(host.device)
         self.edit_dropout, self.fixed_host = edit_dropout, fixed_host
 
     def train(self, mode: bool = True) -> Personalised:
@@ -73,15 +74,18 @@ class Personalised(nn.Module):
 
     @torch.no_grad()
     def codes(self, context: Context) -> Tensor:
-        """(B, L, d) editing codes of a context of any number of rows, without gradient.
+        """(B, L, d) editing codes of a context of any number of rows, without gradient, on the CPU, where banks are made.
 
         Raises:
             ConfigError: there is no editor.
         """
         if self.editor is None:
             raise ConfigError("codes are an editor's, but this model is a host without one")
-        blocks = [context.index_select(rows) for rows in torch.split(torch.arange(len(context)), CODED_ROWS)]
-        return torch.cat([self.editor.codes(self.host.context_features(block), block.lengths) for block in blocks])
+        context = moved(context, self.host.device)
+        rows = torch.split(torch.arange(len(context), device=self.host.device), CODED_ROWS)
+        blocks = map(context.index_select, rows)
+        codes = [self.editor.codes(self.host.context_features(block), block.lengths) for block in blocks]
+        return torch.cat(codes).cpu()
 
     def score(self, context: Context, candidates: Tensor) -> Tensor:
         """Logits (B, C) of ``candidates`` (B, C)."""
@@ -95,5 +99,5 @@ class Personalised(nn.Module):
     def _drop(self, edit: Edit) -> Edit:
         if not self.training or self.edit_dropout == 0.0:
             return edit
-        keep = (draw(torch.rand, edit.batch_size) >= self.edit_dropout).float()
+        keep = (draw(torch.rand, edit.batch_size) >= self.edit_dropout).float().to(self.host.device)
         return edit.map(lambda t: t * keep.reshape(-1, *[1] * (t.ndim - 1)))

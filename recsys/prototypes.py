@@ -41,6 +41,7 @@ from persona.prototypes import (
 )
 from persona.prototypes.partition import BASIS_SIZE
 from persona.prototypes.trainable import TrainablePrototype
+from persona.torch_device import on_cpu
 from persona.training.loop import fit
 from recsys.data.batches import Context
 from recsys.data.sequences import SequenceData
@@ -126,7 +127,7 @@ class WithPrototype(Personalised):
 
     def __init__(self, host: Host, prototype: TrainablePrototype) -> None:
         super().__init__(host, fixed_host=True)
-        self.prototype = prototype
+        self.prototype = prototype.to(host.device)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Logits (B, C) of a batch's features."""
@@ -321,7 +322,7 @@ def _specialise(
         tuned = scorer(start)
         objective = RowObjective(tuned, problem.data, rows.learn, rows.stop, config.loss_config(), config.seed)
         fit(tuned, tuned.prototype.parameters(), objective, fitting, keep_start=True)
-        return tuned.prototype.unbounded().detach()
+        return on_cpu(tuned.prototype).unbounded().detach()
 
     def score(index: int, prototype: Edit, editor: None) -> float:
         rows = members[index]

@@ -84,6 +84,8 @@ class VisionConfig(Settings):
         shifts: copies of the editor's devices under simulated photometric shifts that it learns from as well.
         prototypes: K, at most.
         validation_devices: at most this many devices validate an epoch.
+        device: where torch computes, ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is a graphics card where there is one.
+        precision: of the products in training steps, ``float32`` or ``bf16``, which is faster on a graphics card.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or contradicts another one.
@@ -128,11 +130,14 @@ class VisionConfig(Settings):
     shifts: int = 0
     prototypes: int = 16
     validation_devices: int = 60
+    device: str = "auto"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         from vision.contexts import CONTEXTS
 
         self.check_types()
+        self.check_device()
         kinds = (("mode", MODES), ("context", CONTEXTS), ("monitor", MONITORS), ("learns", LEARNS))
         for name, known in kinds:
             if getattr(self, name) not in known:
@@ -209,6 +214,7 @@ class VisionConfig(Settings):
             learning_rate=learning_rate,
             weight_decay=self.weight_decay,
             seed=self.seed,
+            precision=self.precision,
         )
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona.errors import ConfigError, DataError
+from persona.torch_device import device_of, moved
 from vision import metrics
 from vision.data.images import DeviceImages
 from vision.features import FeatureCache
@@ -53,7 +54,7 @@ class Window:
 
 
 class Classifier(Protocol):
-    """Anything that can be evaluated."""
+    """Anything that can be evaluated; one with a ``host`` is asked, and answers, where that lies."""
 
     def start(self, device: int) -> None:
         """Forget the last device; images of ``device`` follow."""
@@ -137,7 +138,7 @@ class Evaluation:
         """
         parts: list[Tensor] = []
         positions: list[Int64Array] = []
-        seconds = 0.0
+        seconds, place = 0.0, device_of(classifier)
         for device in self.devices.tolist():
             started = time.perf_counter()
             classifier.start(device)
@@ -146,7 +147,7 @@ class Evaluation:
                 known = None if self.cache is None else self.cache[own]
                 window = Window(self.data.tensor(own), own, new, known)
                 started = time.perf_counter()
-                parts.append(classifier.predict(window).detach())
+                parts.append(classifier.predict(moved(window, place)).detach().cpu())
                 seconds += time.perf_counter() - started
                 positions.append(own[-new:])
         timed = 1000 * seconds if self.cache is None else None

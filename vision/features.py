@@ -1,6 +1,6 @@
 """Features of a host's images without an edit, computed once: shared layers are fixed after pre-training.
 
-Bodies for large images run as compiled graphs, which take a quarter of the time.
+On the CPU, bodies for large images run as compiled graphs, which take a quarter of the time.
 
 Letters: N images, P positions asked for, n images of a window, F features.
 """
@@ -8,6 +8,7 @@ Letters: N images, P positions asked for, n images of a window, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona.storage import digest_json, digest_tensors, load_tensors, save_tensors
+from persona.torch_device import CPU, moved
 from vision.data.images import DeviceImages
 from vision.hosts import Host
 from vision.hosts.graph import CompiledBody
@@ -37,7 +39,7 @@ class Images(Protocol):
 
 
 class FeatureCache:
-    """Features of a fixed host's images without an edit, computed once.
+    """Features of a fixed host's images without an edit, computed once; kept on the CPU.
 
     Args:
         host: in evaluation mode, and its body not trained while the cache is used.
@@ -90,15 +92,20 @@ def window_features(
 
     def compute(positions: Int64Array) -> Tensor:
         found = torch.empty(len(positions), host.feature_dim)
-        body = CompiledBody(host, prior)
+        body = CompiledBody(host, prior) if _compiles(host) else partial(features_of, host)
         for own, new in known:
             pixels = data.tensor(own)
             with torch.no_grad(), own_statistics(prior):
-                features = host.features(pixels) if host.config.small else body(pixels)
+                features = body(pixels)
             found[torch.from_numpy(own[-new:])] = features[-new:]
         return found
 
     return _kept(host, data, folder, key, compute)
+
+
+def features_of(host: Host, images: Tensor) -> Tensor:
+    """Images (N, C, H, W) on the CPU -> the features (N, F) of a host that lies anywhere, on the CPU."""
+    return host.features(moved(images, host.device)).cpu()
 
 
 def body_digest(host: Host) -> str:
@@ -118,7 +125,13 @@ def _kept(host: Host, data: DeviceImages, folder: Path | None, key: Sequence[obj
     return FeatureCache(host, data, positions, features)
 
 
+def _compiles(host: Host) -> bool:
+    """Whether a compiled graph is faster: for large images on the CPU."""
+    return host.device == CPU and not host.config.small
+
+
 @torch.no_grad()
 def _features(host: Host, data: Images, positions: Int64Array) -> Tensor:
-    rows, run = (ROWS, host.features) if host.config.small else (ROWS_LARGE, CompiledBody(host))
+    rows = ROWS if host.config.small else ROWS_LARGE
+    run = CompiledBody(host) if _compiles(host) else partial(features_of, host)
     return torch.cat([run(data.tensor(positions[i : i + rows])) for i in range(0, len(positions), rows)])

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from persona.errors import ConfigError, DataError
+from persona.torch_device import moved
 from vision.data.images import DeviceImages
 from vision.evaluation import Evaluation
 from vision.features import ROWS, FeatureCache
@@ -139,7 +140,7 @@ class ImageObjective(_Validated):
 
     def loss(self, batch: ImageBatch) -> Tensor:
         """Mean cross-entropy."""
-        return functional.cross_entropy(self.model(batch.images, batch.features), batch.labels)
+        return functional.cross_entropy(self.model(batch.images, batch.features).float(), batch.labels)
 
 
 class DeviceObjective(_Validated):
@@ -203,7 +204,7 @@ class DeviceObjective(_Validated):
 
     def loss(self, batch: DeviceBatch) -> Tensor:
         """Mean cross-entropy of all images of all windows."""
-        logits = self.model(batch.images, batch.features)
+        logits = self.model(batch.images, batch.features).float()
         return functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
 
 
@@ -280,8 +281,8 @@ def batched_logits(
         size = max(1, ROWS // length)
         for start in range(0, len(windows), size):
             block = np.stack(windows[start : start + size])
-            batch = device_batch(model, evaluation.data, block, cache)
-            logits = model(batch.images, batch.features)
+            batch = moved(device_batch(model, evaluation.data, block, cache), model.host.device)
+            logits = model(batch.images, batch.features).cpu()
             positions.append(block[:, -new:].reshape(-1))
             parts.append(logits[:, -new:].flatten(0, 1))
     flat = np.concatenate(positions)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from persona.editor import EditorConfig, FullHead, ParameterEditor
 from persona.edits import Edit
+from persona.torch_device import moved
 from vision.contexts import ContextReader
 from vision.evaluation import Window
 from vision.hosts import Host
@@ -21,7 +22,7 @@ class Personalised(nn.Module):
     Args:
         host: the host.
         reader: turns features into what the editor reads; ``None`` for the host alone.
-        editor: from the reader's tokens to edits; ``None`` for the host alone.
+        editor: from the reader's tokens to edits; ``None`` for the host alone. It and the reader are brought to where the host lies.
         edit_dropout: share of training devices whose edit is switched off, so that the host alone stays good while both
             learn together.
         fixed_host: keep the host in evaluation mode (running statistics, no dropout) while the editor learns.
@@ -39,7 +40,9 @@ class Personalised(nn.Module):
         fixed_body: bool = False,
     ) -> None:
         super().__init__()
-        self.host, self.reader, self.editor = host, reader, editor
+        self.host = host
+        self.reader = None if reader is None else reader.to(host.device)
+        self.editor = None if editor is None else editor.to(host.device)
         self.edit_dropout, self.fixed_host, self.fixed_body = edit_dropout, fixed_host, fixed_body
 
     def train(self, mode: bool = True) -> Personalised:
@@ -81,9 +84,9 @@ class Personalised(nn.Module):
         return edit
 
     def codes(self, features: Tensor) -> Tensor:
-        """The editing codes (B, L, d) of devices from features (B, n, F)."""
+        """The editing codes (B, L, d) of devices from features (B, n, F), on the CPU, where banks are made."""
         assert self.editor is not None
-        return self.editor.codes(*self._tokens(features))
+        return self.editor.codes(*self._tokens(moved(features, self.host.device))).cpu()
 
     def _tokens(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """What the editor reads of features (B, n, F): tokens (B, T, d_c) and their number (B,)."""
@@ -115,7 +118,7 @@ class Personalised(nn.Module):
     def _drop(self, edit: Edit) -> Edit:
         if not self.training or self.edit_dropout == 0.0:
             return edit
-        keep = (torch.rand(edit.batch_size) >= self.edit_dropout).float()
+        keep = (torch.rand(edit.batch_size) >= self.edit_dropout).float().to(self.host.device)
         return edit.map(lambda t: t * keep.reshape(-1, *[1] * (t.ndim - 1)))
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from persona.edits import Edit
 from persona.prototypes import Server, UserStatistics
+from persona.torch_device import moved
 from vision.evaluation import Evaluation
-from vision.features import FeatureCache
+from vision.features import FeatureCache, features_of
 from vision.personalised import Personalised
 
 Int64Array = NDArray[np.int64]
@@ -35,7 +36,7 @@ class ServedAtLevel(Personalised):
 
     def edit(self, features: Tensor) -> Edit | None:
         """What every device applies, from features (B, n, F)."""
-        return self.server.edit(self.codes(features), self.level)
+        return moved(self.server.edit(self.codes(features), self.level), self.host.device)
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def window_codes(
     owners: list[int] = []
     for device in evaluation.devices.tolist():
         for own, _ in evaluation.windows(device):
-            features = model.host.features(evaluation.data.tensor(own)) if cache is None else cache[own]
+            features = features_of(model.host, evaluation.data.tensor(own)) if cache is None else cache[own]
             codes.append(model.codes(features.unsqueeze(0)))
             owners.append(device)
     return torch.cat(codes), np.array(owners, np.int64)

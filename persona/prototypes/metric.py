@@ -20,6 +20,7 @@ from persona.edits import Edit, LayerEdit
 from persona.errors import ConfigError, MismatchError, nearest
 from persona.prototypes.algebra import inner, to_dtype
 from persona.storage import digest_json, digest_tensors
+from persona.torch_device import on_cpu
 
 SPACES = ("edits", "codes")
 # Codes brought to float64 at once.
@@ -33,7 +34,7 @@ def editor_digest(editor: ParameterEditor) -> str:
 
 
 class HeadMetric:
-    """A snapshot of an editor's heads: later training of the editor does not change it.
+    """A snapshot of an editor's heads, on the CPU: later training of the editor does not change it.
 
     Attributes:
         columns: M, an edit of batch d (float64).
@@ -51,6 +52,7 @@ class HeadMetric:
     """
 
     def __init__(self, editor: ParameterEditor) -> None:
+        editor = on_cpu(editor)
         columns, constant = editor.affine()
         self.columns, self.constant = to_dtype(columns, torch.float64), to_dtype(constant, torch.float64)
         self.specs, self.bound, self.weight_scales = editor.specs, editor.bound, editor.weight_scales.clone()

@@ -33,13 +33,14 @@ from persona.prototypes.message import (
     quantise_coefficients,
 )
 from persona.prototypes.metric import HeadMetric
+from persona.torch_device import on_cpu
 
 
 class Server:
     """Codes in, the edits and messages of a level out.
 
     Args:
-        editor: that makes the codes.
+        editor: that makes the codes; one on a graphics card is copied, for banks are served on the CPU.
         bank: made with this editor.
         coefficients: of the basis level; by default as many as the basis and a message hold.
         rank: of the low-rank level.
@@ -57,6 +58,7 @@ class Server:
     def __init__(
         self, editor: ParameterEditor, bank: PrototypeBank, *, coefficients: int | None = None, rank: int = 1
     ) -> None:
+        editor = on_cpu(editor)
         metric = HeadMetric(editor)
         bank.check(metric)
         most = min(MAX_COEFFICIENTS, len(bank.basis))

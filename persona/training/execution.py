@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from persona.errors import MismatchError
+from persona.torch_device import autocast
 from persona.training import checkpoints
 from persona.training.checkpoints import CHECKPOINT, Checkpoint
 from persona.training.objective import Divisible, FitConfig, Objective, Part
@@ -43,6 +44,7 @@ class Execution:
         self.ranks = current()
         self.folder = None if folder is None else Path(folder)
         self.stepped = trained
+        self.device = trained[0].device
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.best: dict[str, Tensor] = {}
         self._found: Checkpoint | None = None
@@ -61,9 +63,9 @@ class Execution:
     def steps(self, batches: Iterable[Any]) -> Iterator[Tensor]:
         """Train on one batch after another, and tell this rank's share of each loss; the sum over ranks is the batch's."""
         for batch in batches:
-            part = self.part(batch)
+            part = self.part(batch).to(self.device)
             self.optimizer.zero_grad(set_to_none=True)
-            with working_on(part.rows):
+            with working_on(part.rows), autocast(self.device, self.config.precision):
                 loss = self.objective.loss(part.batch)
             # Gradients are averaged over ranks.
             (loss * (part.share * self.ranks.size)).backward()  # type: ignore[no-untyped-call]

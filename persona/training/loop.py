@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from persona.errors import ConfigError, MismatchError
 from persona.runtime import keep_freed_memory
+from persona.torch_device import generators, set_generators
 from persona.training.execution import Execution
 from persona.training.objective import FitConfig, FitResult, Objective
 
@@ -98,7 +99,7 @@ class _Run:
         self.work, self.objective, self.config, self.about = work, objective, config, dict(about)
         self.result = FitResult()
         self.losses: list[Tensor] = []
-        self.generator: Tensor | None = None
+        self.generators: Mapping[str, Tensor] = {}
 
     @property
     def finished(self) -> bool:
@@ -110,9 +111,9 @@ class _Run:
         """One epoch, or what is left of it after a resume, and its validation."""
         epoch, every = self.result.epochs, self.config.checkpoint_steps
         torch.manual_seed(self.config.seed * 1_000_003 + epoch)
-        if self.generator is not None:
-            torch.set_rng_state(self.generator)
-            self.generator = None
+        if self.generators:
+            set_generators(self.generators, self.work.device)
+            self.generators = {}
         self.work.module.train()
         for loss in self.work.steps(islice(self.objective.batches(epoch), len(self.losses), None)):
             self.losses.append(loss)
@@ -152,7 +153,7 @@ class _Run:
             "best_value": None if math.isinf(self.result.best_value) else self.result.best_value,
             "seconds": self.result.seconds,
         }
-        begun = {"losses": self._whole_losses(), "generator": torch.get_rng_state()} if self.losses else {}
+        begun = {"losses": self._whole_losses(), **generators(self.work.device)} if self.losses else {}
         self.work.save(begun, header)
 
     def resume(self) -> bool:
@@ -169,8 +170,9 @@ class _Run:
         begun = self.work.restore()
         if begun:
             # Losses are sums over ranks; there may have been more or fewer of them.
-            losses = begun["losses"] if self.work.ranks.main else torch.zeros_like(begun["losses"])
-            self.losses, self.generator = list(losses), begun["generator"]
+            losses = begun.pop("losses").to(self.work.device)
+            self.losses = list(losses if self.work.ranks.main else torch.zeros_like(losses))
+            self.generators = begun
         value = -math.inf if header["best_value"] is None else header["best_value"]
         self.result = FitResult(header["history"], header["best_epoch"], value, header.get("seconds", 0.0))
         return True
@@ -182,7 +184,9 @@ class _Run:
 
 def _fixed(config: FitConfig) -> dict[str, Any]:
     """The settings that a resumed run has to share."""
-    return {k: v for k, v in asdict(config).items() if k not in _FREE}
+    kept = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    # Older checkpoints know no precision, and are all of this one.
+    return {k: v for k, v in kept.items() if (k, v) != ("precision", "float32")}
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

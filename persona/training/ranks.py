@@ -191,6 +191,6 @@ class Dropout(nn.Dropout):
         layout = sorted(range(input.ndim), key=input.stride, reverse=True)
 
         def mask(rows: int) -> Tensor:
-            return torch.empty_permuted((rows, *shape), layout, dtype=input.dtype).bernoulli_(keep)
+            return torch.empty_permuted((rows, *shape), layout, dtype=input.dtype, device=input.device).bernoulli_(keep)
 
         return input * (draw(mask, input.shape[0]) / keep)

@@ -18,6 +18,7 @@ from typing import Any
 from persona.comparison import compare, metric_name, with_host
 from persona.errors import ConfigError, DataError
 from persona.storage import read_json, write_json
+from persona.torch_device import on_cpu
 from persona.training.objective import FitResult
 from persona.training.ranks import current
 from pipelines import tracking
@@ -218,8 +219,9 @@ def _pack(
     assert isinstance(trained.scorer, Personalised)
     info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": data.digest, "parent": None}
     titles = None if data.titles is None else data.titles.to_list()
-    bank = served_bank(work.lineage(trained.scorer.host.digest()), trained.scorer)
-    return Recommender(trained.scorer, data.item_ids.to_list(), titles, info, bank)
+    model = on_cpu(trained.scorer)
+    bank = served_bank(work.lineage(model.host.digest()), model)
+    return Recommender(model, data.item_ids.to_list(), titles, info, bank)
 
 
 @dataclass(frozen=True)

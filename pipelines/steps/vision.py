@@ -19,6 +19,7 @@ import numpy as np
 from persona.comparison import Measured, compare, metric_name, with_host
 from persona.prototypes import Lineage
 from persona.storage import write_json
+from persona.torch_device import on_cpu
 from persona.training.objective import FitResult
 from pipelines import tracking
 from pipelines.steps.evaluate import Comparison
@@ -270,6 +271,7 @@ def pack(model: Personalised, problem: Problem, work: VisionWorkspace, metrics: 
     """The trained model with its classes, and the bank that is served if there is one of this very model."""
     config, data = problem.config, problem.data
     info = {"settings": config.as_dict(), "metrics": dict(metrics), "data_digest": data.digest, "parent": None}
+    model = on_cpu(model)
     classifier = Classifier(model, data.class_names, data.image_shape, info)
     lineage = work.lineage(classifier.host_digest)
     if not lineage.head or not served_by(lineage, model):

@@ -110,6 +110,11 @@ class Host(nn.Module, ABC):
         self.adaptive = AdaptiveLayers(self, adaptive)
 
     @property
+    def device(self) -> torch.device:
+        """Where the host lies; a table in pieces lies with them."""
+        return next(self.adaptive_parameters()).device
+
+    @property
     def context_dim(self) -> int:
         """d_c, the width of ``context_features``."""
         return self.config.dim

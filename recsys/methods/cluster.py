@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from persona.editor import ParameterEditor
 from persona.edits import Edit, LayerSpec
 from persona.prototypes import kmeans
+from persona.torch_device import moved
 from persona.training.objective import FitResult
 from recsys.evaluation import ROWS
 from recsys.methods.problem import Problem, Trained
@@ -64,8 +65,9 @@ def _train(problem: Problem, k: int) -> Trained:
 @torch.no_grad()
 def _centres(problem: Problem, model: Personalised, k: int) -> Tensor:
     contexts = training_contexts(problem, model)
+    parts = (contexts.index_select(rows) for rows in torch.split(torch.arange(len(contexts)), ROWS))
     points = [
-        mean_embedding(model.host.context_features(part), part.lengths)
-        for part in map(contexts.index_select, torch.split(torch.arange(len(contexts)), ROWS))
+        mean_embedding(model.host.context_features(part), part.lengths).cpu()
+        for part in (moved(part, model.host.device) for part in parts)
     ]
     return kmeans(torch.cat(points), k, seed=problem.config.seed).centres.float()

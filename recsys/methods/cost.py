@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from persona.torch_device import device_of, moved
 from recsys.data.batches import Context
 from recsys.methods.problem import Trained
 from recsys.personalised import Personalised
@@ -23,7 +24,7 @@ def refresh_seconds(trained: Trained, contexts: Context) -> float:
     nothing is ever refreshed.
     """
     model = trained.scorer
-    few = contexts.index_select(torch.arange(min(DEVICES, len(contexts))))
+    few = moved(contexts.index_select(torch.arange(min(DEVICES, len(contexts)))), device_of(model))
     if not isinstance(model, Personalised) or model.edit(few) is None:
         return trained.result.seconds if trained.refresh_bytes else 0.0
     return min(_seconds(model, few) for _ in range(REPEATS)) / len(few)
@@ -40,4 +41,6 @@ def extra_parameters(trained: Trained) -> int:
 def _seconds(model: Personalised, contexts: Context) -> float:
     started = time.process_time()
     model.edit(contexts)
+    if device_of(model).type == "cuda":
+        torch.cuda.synchronize()  # the processor waits, so that its time is the card's
     return time.process_time() - started

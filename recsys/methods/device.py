@@ -16,7 +16,7 @@ from torch import Tensor
 
 from persona.edits import DenseEdit, Edit, LayerSpec
 from persona.training.objective import FitResult
-from recsys.data.batches import Context
+from recsys.data.batches import Context, valid_positions
 from recsys.hosts import Host
 from recsys.methods.problem import Problem, Trained
 from recsys.objectives import LossConfig, batch_loss
@@ -58,12 +58,12 @@ class TunedOnDevice(Personalised):
         """The tuned layers minus the host's, for every row of a context; nothing changes below two items."""
         generator = torch.Generator().manual_seed(self.seed)
         size = max(1, BLOCK // context.items.shape[1])
-        blocks = torch.split(torch.arange(len(context)), size)
+        blocks = torch.split(torch.arange(len(context), device=context.items.device), size)
         return Edit.cat(self._tune(context.index_select(rows), generator) for rows in blocks)
 
     def _tune(self, context: Context, generator: torch.Generator) -> Edit:
         specs = self.host.adaptive.specs
-        flat = Edit.zeros(specs, len(context)).flat()
+        flat = Edit.zeros(specs, len(context)).flat().to(self.host.device)
         past, targets = _targets(context)
         counts = (targets > 0).sum(1)
         if not counts.any():
@@ -109,22 +109,26 @@ def _finetune_device(problem: Problem, steps: int) -> Trained:
 def _targets(context: Context) -> tuple[Context, Tensor]:
     """Contexts (B P, T) that end before each item but the first, and those items (B, P), 0 where there is none."""
     rows, length = context.items.shape
-    ends = torch.arange(1, length).expand(rows, -1)
+    ends = torch.arange(1, length, device=context.items.device).expand(rows, -1)
     targets = torch.where(ends < context.lengths.unsqueeze(1), context.items[:, 1:], 0)
     lengths = torch.where(targets > 0, ends, 0).flatten()
     items = context.items.repeat_interleave(length - 1, dim=0)
-    return Context(torch.where(torch.arange(length) < lengths.unsqueeze(1), items, 0), lengths), targets
+    return Context(torch.where(valid_positions(lengths, length), items, 0), lengths), targets
 
 
 def _negatives(context: Context, targets: int, count: int, n_items: int, generator: torch.Generator) -> Tensor:
     """(B, P, N) uniform items; one that the device has just touched is drawn again, but not for ever."""
     shape = (len(context), targets * count)
-    drawn = torch.randint(1, n_items + 1, shape, generator=generator)
+
+    def draw() -> Tensor:
+        return torch.randint(1, n_items + 1, shape, generator=generator).to(context.items.device)
+
+    drawn = draw()
     for _ in range(REDRAWS):
         touched = (drawn.unsqueeze(2) == context.items.unsqueeze(1)).any(2)
         if not touched.any():
             break
-        drawn = torch.where(touched, torch.randint(1, n_items + 1, shape, generator=generator), drawn)
+        drawn = torch.where(touched, draw(), drawn)
     return drawn.view(len(context), targets, count)
 
 

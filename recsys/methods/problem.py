@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import fbgemm_gpu
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from torch import nn
 
 from persona.editor import ParameterEditor
 from persona.errors import ConfigError
+from persona.torch_device import resolve
 from persona.training.execution import Execution
 from persona.training.kept import OnEpoch, Trainings
 from persona.training.loop import MakeExecution
@@ -62,7 +64,7 @@ class Problem:
         on_epoch: called with the name of a training and the metrics of each of its epochs.
 
     Raises:
-        ConfigError: there are more processes than rows in a batch.
+        ConfigError: there are more processes than rows in a batch, or a graphics card is asked for that cannot be used.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Problem:
                 f"batch_size of at least {size}"
             )
         self.data, self.config = data, config
+        self.device = resolve(config.device, self._hindrance())
         self.split: Split = make_split(data, config.protocol)
         self.trainings = Trainings(
             folder,
@@ -120,12 +123,20 @@ class Problem:
 
             return tables.new_host(config, self.config.seed, self.config.table_learning_rate)
         torch.manual_seed(self.config.seed)
-        return make_host(config)
+        return make_host(config).to(self.device)
 
     @property
     def sharded(self) -> bool:
         """Whether the rows of the item table are spread over processes while it learns, be it over one."""
         return self.config.table_optimizer != "adam"
+
+    def _hindrance(self) -> str:
+        """What keeps the work from a graphics card, as a clause; empty where nothing does."""
+        if self.sharded:
+            return f"the table optimizer {self.config.table_optimizer} keeps its table on the CPU"
+        if current().size > 1:
+            return "several processes train together on the CPU alone"
+        return "" if fbgemm_gpu.__variant__ == "cuda" else "the installed fbgemm computes on the CPU alone"
 
     def new_editor(self, host: Host, *, generate: bool = False) -> ParameterEditor:
         """An untrained editor for ``host``; ``generate`` means no bound, no zero start, no transfer."""

@@ -14,6 +14,7 @@ import torch
 from persona.edits import Edit
 from persona.errors import DataError
 from persona.prototypes import HeadMetric, PrototypeBank, Server, fit_bank, fit_distinct
+from persona.torch_device import moved
 from recsys.data.batches import Context
 from recsys.methods.persona import train_held_back, train_selected
 from recsys.methods.problem import Problem, Trained
@@ -39,7 +40,7 @@ class ServedAtLevel(Personalised):
 
     def edit(self, context: Context) -> Edit | None:
         """What every row's device applies."""
-        return self.server.edit(self.codes(context), self.level)
+        return moved(self.server.edit(self.codes(context), self.level), self.host.device)
 
 
 def train_prototypes(problem: Problem) -> Trained:

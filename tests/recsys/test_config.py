@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 import pytest
 
 from persona.errors import ConfigError
+from persona.settings import PROCESSOR_SETTINGS
 from recsys.config import EDITOR_SETTINGS, MODES, SCALE_SETTINGS, RecsysConfig
 from recsys.data.protocols import PROTOCOLS
 from recsys.methods import Problem
@@ -70,7 +71,7 @@ def test_a_setting_belongs_to_the_host_or_to_the_editor():
     host, editor = config.host_settings(), config.editor_settings()
     assert set(editor) == set(EDITOR_SETTINGS)
     assert not set(host) & set(editor)
-    assert {f.name for f in fields(config)} == {*host, *editor, "mode", *SCALE_SETTINGS}
+    assert {f.name for f in fields(config)} == {*host, *editor, "mode", *SCALE_SETTINGS, *PROCESSOR_SETTINGS}
 
 
 def test_what_large_tables_need_changes_no_record_of_what_does_without():

@@ -68,6 +68,11 @@ class Host(nn.Module):
         self.register_buffer("std", std[:, None, None], persistent=False)
 
     @property
+    def device(self) -> torch.device:
+        """Where the host lies."""
+        return self.mean.device
+
+    @property
     def context_dim(self) -> int:
         """d_c, the width of ``context_features``: F + K."""
         return self.feature_dim + self.config.n_classes

@@ -57,7 +57,8 @@ class NormBank(nn.Module):
         """
         prior = _PRIOR.get()
         one = self.scale.weight.new_ones(edits if prior is None else devices, 1)
-        return NormState(self.scale(one), self.shift(one), prior)
+        # In float32, as the statistics are, also where products are made in less.
+        return NormState(self.scale(one).float(), self.shift(one).float(), prior)
 
     @contextmanager
     def applied(self, devices: int, edits: int = 1) -> Iterator[None]:

@@ -42,7 +42,7 @@ class BatchNorm:
     def predict(self, window: Window) -> Tensor:
         """Logits (m, K)."""
         if self.known is not None:
-            return self.host.classify(self.known[window.positions[-window.new :]])
+            return self.host.classify(self.known[window.positions[-window.new :]].to(self.host.device))
         with own_statistics(self.prior):
             logits: Tensor = self.host(window.images)
         return logits[-window.new :]

@@ -40,6 +40,6 @@ def train_duet(problem: Problem) -> Trained:
 def payload(problem: Problem, model: Personalised) -> int:
     """Bytes of the edit of one device."""
     images = problem.data.tensor(problem.data.positions_of(problem.split.validation[:1])[:2])
-    edit = model.edit(model.host.features(images).unsqueeze(0))
+    edit = model.edit(model.host.features(images.to(model.host.device)).unsqueeze(0))
     assert edit is not None
     return edit_bytes(edit)

@@ -138,7 +138,7 @@ class DeviceFinetuning:
         tuned = copy.deepcopy(self.host).eval()
         if not len(positions):
             return tuned
-        labels = self.data.label_tensor(positions)
+        labels = self.data.label_tensor(positions).to(tuned.device)
         optimizer = torch.optim.Adam(tuned.adaptive_parameters(), lr=self.rate)
         for _ in range(STEPS):
             optimizer.zero_grad()
@@ -148,8 +148,8 @@ class DeviceFinetuning:
 
     def _logits(self, host: Host, positions: NDArray[np.int64]) -> Tensor:
         if self.known is not None:
-            return host.classify(self.known[positions])
-        logits: Tensor = host(self.data.tensor(positions))
+            return host.classify(self.known[positions].to(host.device))
+        logits: Tensor = host(self.data.tensor(positions).to(host.device))
         return logits
 
 

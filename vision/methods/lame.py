@@ -49,7 +49,7 @@ def affinity(features: Tensor, neighbours: int) -> Tensor:
     unit = functional.normalize(features, dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(float("-inf"))
     nearest = similarity.topk(min(neighbours, len(features) - 1), dim=1).indices
-    return torch.zeros(len(features), len(features)).scatter_(1, nearest, 1.0)
+    return torch.zeros_like(similarity).scatter_(1, nearest, 1.0)
 
 
 def corrected(beliefs: Tensor, weights: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from persona.edits import Edit, FactoredEdit
+from persona.torch_device import resolve
 from persona.training.kept import OnEpoch, Trainings
 from persona.training.objective import FitConfig, FitResult, Objective
 from vision.config import VisionConfig
@@ -70,12 +71,16 @@ class Problem:
         folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
             data with the same settings has the same place in it, so that only what changed is trained again.
         on_epoch: called with the name of a training and the metrics of each of its epochs.
+
+    Raises:
+        ConfigError: a graphics card is asked for that cannot be used.
     """
 
     def __init__(
         self, data: DeviceImages, config: VisionConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> None:
         self.data, self.config = data, config
+        self.device = resolve(config.device)
         self.split: Split = make_split(data, config.split_config())
         self._caches: dict[str, FeatureCache] = {}
         self.trainings = Trainings(
@@ -139,7 +144,8 @@ class Problem:
         """An untrained host, or one with the given weights; the same one each time."""
         torch.manual_seed(self.config.seed)
         config = self.config.host_config(self.data.n_classes, self.data.image_shape)
-        return make_host(replace(config, adaptive=adaptive or config.adaptive), self.config.weights or None)
+        config = replace(config, adaptive=adaptive or config.adaptive)
+        return make_host(config, self.config.weights or None).to(self.device)
 
     def base_host(self, adaptive: str | None = None) -> Host:
         """The host trained on the split's training devices, a copy for every caller."""

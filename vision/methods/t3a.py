@@ -33,9 +33,10 @@ class T3A:
     @torch.no_grad()
     def start(self, device: int) -> None:
         """The last layer's own weights are the first supports."""
-        self.supports = torch.empty(0, self.last.in_features)
-        self.labels = torch.empty(0, dtype=torch.int64)
-        self.entropy = torch.empty(0)
+        weight = self.last.weight
+        self.supports = weight.new_empty(0, self.last.in_features)
+        self.labels = weight.new_empty(0, dtype=torch.int64)
+        self.entropy = weight.new_empty(0)
         self._add(self.last.weight)
 
     @torch.no_grad()
@@ -57,7 +58,7 @@ class T3A:
 
     def _prototypes(self) -> Tensor:
         """(K, D) of length 1; zero for a class without supports."""
-        sums = torch.zeros(self.last.out_features, self.last.in_features)
+        sums = torch.zeros_like(self.last.weight)
         for label in range(self.last.out_features):
             own = torch.nonzero(self.labels == label)[:, 0]
             if self.keep:

@@ -1,0 +1,66 @@
+"""A graphics card that is not there: torch's fake tensors know devices and shapes, and refuse to mix devices, without values."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import FakeTensorMode
+from torch.utils import backend_registration
+from torchrec import KeyedJaggedTensor
+
+from recsys.data.batches import Batch
+
+backend_registration._setup_privateuseone_for_python_backend("card")
+CARD = torch.device("card", 0)
+
+
+class FakeCard:
+    """Modules that lie on the card, and batches that lie on the CPU, none of them with values."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self.mode = mode
+
+    def holds(self, module: nn.Module) -> nn.Module:
+        """``module`` with all parameters and buffers on the card."""
+        for child in module.modules():
+            for name, parameter in list(child.named_parameters(recurse=False)):
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=CARD)
+                setattr(child, name, nn.Parameter(empty, parameter.requires_grad))
+            for name, buffer in list(child.named_buffers(recurse=False)):
+                setattr(child, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CARD))
+        return module
+
+    def fake(self, value: Any) -> Any:
+        """A batch without values, on the CPU as before."""
+        if isinstance(value, Tensor):
+            return self.mode.from_tensor(value)
+        if isinstance(value, Batch):
+            jagged = value.features
+            return Batch._carrying(
+                self.fake(value.context),
+                self.fake(value.candidates),
+                KeyedJaggedTensor(
+                    keys=jagged.keys(),
+                    values=self.fake(jagged.values()),
+                    lengths=self.fake(jagged.lengths()),
+                    stride=jagged.stride(),
+                    length_per_key=jagged.length_per_key(),
+                    offset_per_key=jagged.offset_per_key(),
+                ),
+            )
+        if isinstance(value, tuple):
+            return tuple(map(self.fake, value))
+        if is_dataclass(value):
+            return type(value)(**{f.name: self.fake(getattr(value, f.name)) for f in fields(value)})
+        return value
+
+
+@contextmanager
+def fake_card() -> Iterator[FakeCard]:
+    """Within this block torch computes without values; a tensor with values that takes part fails it."""
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode, enable_python_dispatcher():
+        yield FakeCard(mode)
