@@ -142,10 +142,11 @@ def measure(data: SequenceData, work: Path, seed: int) -> list[dict[str, Any]]:
     model = train_method("persona_held_back", problem).scorer
     assert isinstance(model, Personalised)
     model.eval()
-    quality = Quality(problem, model)
+    with problem.reporting():
+        quality = Quality(problem, model)
     before = Devices.at(data, problem.everything, model)
     lately = Devices.at(data, problem.held_back.adapt, model)
-    now = Devices.at(data, problem.test.positions, model)
+    now = Devices.at(data, quality.test.positions, model)
     rows = [
         {"seed": seed, "policy": "never", "wanted": 0.0, "rate": 0.0, **quality(None)},
         {"seed": seed, "policy": "always", "wanted": 1.0, "rate": 1.0, **quality(np.arange(len(now.first)))},

@@ -2,7 +2,7 @@
 
     staleness(problem)                          the editor reads a context that is s events old, the host a fresh one
     levels(problem)                             editor only, prototypes only, prototypes with their remainder
-    sizes(problem)                              prototypes only, for several K
+    sizes(problem)                              plain prototypes only, for several K
     setting(problem, "transfer", TRANSFERS)     the editor trained with other settings: transfer, bound, tau, width, head
 
 The host is among the rows of each, so that ``table(compare([...]))`` shows differences to it.
@@ -28,8 +28,8 @@ from recsys.data.batches import Context
 from recsys.evaluation import Evaluation, Scorer
 from recsys.methods import measure, train_method
 from recsys.methods.problem import Problem
-from recsys.methods.prototypes import ServedAtLevel, best_bank
 from recsys.personalised import Personalised
+from recsys.prototypes import ServedAtLevel, fit_bank
 
 METHOD = "persona_held_back"
 DELAYS = (0, 1, 2, 5, 10)
@@ -75,10 +75,12 @@ def staleness(problem: Problem, delays: Sequence[int] = DELAYS, method: str = ME
     """The editor with contexts that are 0, 1, 2, ... events old; rows ``stale_<s>``."""
     model = _edited(problem, method)
     rows = _with_host(problem)
+    with problem.reporting():
+        positions = problem.test.positions
     for delay in delays:
         evaluation = Evaluation(
             problem.data,
-            problem.split.test,
+            positions,
             max_length=model.host.config.max_length + delay,
             full=problem.config.protocol == "full",
             seed=problem.config.seed,
@@ -90,27 +92,26 @@ def staleness(problem: Problem, delays: Sequence[int] = DELAYS, method: str = ME
 def levels(problem: Problem, names: Sequence[str] = LEVELS, method: str = METHOD) -> dict[str, Measured]:
     """One editor at several serving levels of its bank; rows ``level_<name>``, ``level_full`` is the editor alone."""
     model = _edited(problem, method)
-    server = Server(_editor(model), best_bank(problem, model))
+    server = Server(_editor(model), fit_bank(problem, model, problem.bank_config).bank)
     rows = _with_host(problem)
     for name in names:
-        scorer = ServedAtLevel(model, server, name)
-        rows[f"level_{name}"] = _measured(f"level_{name}", problem.test, scorer, server.payload_bytes(name))
+        rows[f"level_{name}"] = _at_level(f"level_{name}", problem, model, server, name)
     return rows
 
 
 def sizes(problem: Problem, ks: Sequence[int] = SIZES, method: str = METHOD) -> dict[str, Measured]:
-    """Prototypes alone, for several K; rows ``k_<K>``, and the editor itself as ``editor``.
+    """Plain prototypes alone, for several K; rows ``k_<K>``, and the editor itself as ``editor``.
 
-    A K for which there are too few distinct edits has no row.
+    They are the means of their members, so that rows differ in K and in nothing else. A K for which there are too few distinct edits has no row.
     """
     model = _edited(problem, method)
     rows = _with_host(problem)
     for k in ks:
-        server = Server(_editor(model), best_bank(problem, model, (k,)))
+        plain = replace(problem.bank_config, k=k, specialise=False)
+        server = Server(_editor(model), fit_bank(problem, model, plain).bank)
         if len(server.bank) < k:
             continue
-        scorer = ServedAtLevel(model, server, "prototype")
-        rows[f"k_{k}"] = _measured(f"k_{k}", problem.test, scorer, server.payload_bytes("prototype"))
+        rows[f"k_{k}"] = _at_level(f"k_{k}", problem, model, server, "prototype")
     return rows | {"editor": replace(measure(problem, method), method="editor")}
 
 
@@ -173,6 +174,11 @@ def _editor(model: Personalised) -> ParameterEditor:
 
 def _with_host(problem: Problem) -> dict[str, Measured]:
     return {REFERENCE: measure(problem, REFERENCE)}
+
+
+def _at_level(name: str, problem: Problem, model: Personalised, server: Server, level: str) -> Measured:
+    with problem.reporting():
+        return _measured(name, problem.test, ServedAtLevel(model, server, level), server.payload_bytes(level))
 
 
 def _measured(name: str, evaluation: Evaluation, scorer: Scorer, refresh_bytes: int = 0) -> Measured:

@@ -5,17 +5,32 @@ Shapes: W windows, n images of a window, L adaptive layers, d code width, F feat
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from persona.edits import Edit
-from persona.prototypes import Server, UserStatistics
+from persona.errors import ConfigError
+from persona.prototypes import (
+    BankConfig,
+    Contexts,
+    FittedBank,
+    Notify,
+    PrototypeBank,
+    Server,
+    UserStatistics,
+    fit_editor_bank,
+)
 from persona.torch_device import moved
 from vision.evaluation import Evaluation
 from vision.features import FeatureCache, features_of
 from vision.personalised import Personalised
+
+if TYPE_CHECKING:  # methods are made of banks, and not the other way round
+    from vision.methods.problem import Problem
 
 Int64Array = NDArray[np.int64]
 
@@ -37,6 +52,52 @@ class ServedAtLevel(Personalised):
     def edit(self, features: Tensor) -> Edit | None:
         """What every device applies, from features (B, n, F)."""
         return moved(self.server.edit(self.codes(features), self.level), self.host.device)
+
+
+def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Personalised:
+    """What classifies at a level of ``vision.serving.classifier.LEVELS``; ``prototype`` and ``basis`` need the bank."""
+    if level == "host":
+        return Personalised(model.host).eval()
+    if level == "edit":
+        return model
+    assert model.editor is not None
+    assert bank is not None
+    return ServedAtLevel(model, Server(model.editor, bank), level)
+
+
+def fit_bank(
+    problem: Problem, model: Personalised, settings: BankConfig, notify: Notify = lambda note: None
+) -> FittedBank:
+    """The bank of a trained model, from the problem's folder if it was fitted before.
+
+    It stands on the windows of the devices that the editor learned from, and validation devices decide. Prototypes are not trained
+    on their members: each would need validation devices of its own, of which data sets of images have few.
+
+    Args:
+        problem: devices and evaluations.
+        model: host and trained editor.
+        settings: how.
+        notify: called with a remark before each part of the work.
+
+    Raises:
+        ConfigError: the model has no editor.
+    """
+    editor = model.editor
+    if editor is None:
+        raise ConfigError("prototypes are made of an editor's edits, but this model has no editor")
+    editor.host = model.host.digest()
+    windows = problem.evaluation(problem.split.adapt)
+    codes, owners = window_codes(model, windows, problem.features_of(model.host))
+    devices = torch.from_numpy(owners)
+    contexts = Contexts(codes, devices, devices, [problem.data.device_ids[d] for d in owners])
+
+    def score(level: str, bank: PrototypeBank | None) -> float:
+        return problem.score(at_level(model, bank, level))
+
+    def make() -> FittedBank:
+        return fit_editor_bank(editor, contexts, settings, score, seed=problem.config.seed, notify=notify)
+
+    return problem.kept_bank(editor, settings, contexts, make)
 
 
 @torch.no_grad()

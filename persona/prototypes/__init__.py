@@ -2,7 +2,7 @@
 
     fit_bank -> PrototypeBank -> Assigner, Server          from training contexts to what devices apply
     CodeSample -> fit_bank_streamed                        the same from a stream, over many workers
-    specialise, choose_k                                   in the cloud, before release
+    fit_editor_bank: choose_k, fit_bank, specialise        in the cloud, before release
     UserStatistics -> refine -> Lineage -> forget          after it; save_statistics, merge_statistics between workers
 
 Codes (N, L, d) of a ``ParameterEditor`` are all that is read of a context; edits are compared by the ``HeadMetric``.
@@ -13,6 +13,7 @@ from persona.prototypes.bank import MAX_PROTOTYPES, PrototypeBank, same_prototyp
 from persona.prototypes.bank_format import load_bank, save_bank
 from persona.prototypes.basis import EditBasis, fit_basis
 from persona.prototypes.clustering import Clustering, ClusterSums, kmeans
+from persona.prototypes.fitting import BankConfig, Contexts, FittedBank, Notify, fit_editor_bank
 from persona.prototypes.forgetting import Forgotten, forget
 from persona.prototypes.lineage import Lineage, VersionRecord
 from persona.prototypes.message import LEVELS, MAX_BYTES, MAX_COEFFICIENTS, message_bytes, receive
@@ -36,16 +37,20 @@ __all__ = [
     "SPACES",
     "Assigner",
     "Assignment",
+    "BankConfig",
     "Candidate",
     "Choice",
     "ClusterSums",
     "Clustering",
     "CodeBlock",
     "CodeSample",
+    "Contexts",
     "EditBasis",
+    "FittedBank",
     "Forgotten",
     "HeadMetric",
     "Lineage",
+    "Notify",
     "Partition",
     "PrototypeBank",
     "RefineConfig",
@@ -63,6 +68,7 @@ __all__ = [
     "fit_bank_streamed",
     "fit_basis",
     "fit_distinct",
+    "fit_editor_bank",
     "forget",
     "kmeans",
     "load_bank",

@@ -94,10 +94,15 @@ class Trainings:
         made.load_state_dict(self._networks[name])
         return made.eval()
 
-    def measured(self, name: str, measure: Callable[[], Measured]) -> Measured:
-        """The result of ``name`` that is in its folder, or else what ``measure`` makes, which is kept there."""
+    def measured(
+        self, name: str, measure: Callable[[], Measured], depends: Mapping[str, Any] | None = None
+    ) -> Measured:
+        """The result of ``name`` that is in its folder, or else what ``measure`` makes, which is kept there.
+
+        ``depends`` are settings, as JSON values, that this result depends on besides those of the folder.
+        """
         folder = self.folder_of(name)
-        results = None if folder is None else folder / "results"
+        results = None if folder is None else folder / (f"results-{digest_json(depends)[:8]}" if depends else "results")
         if results is not None and Measured.exists(results, name):
             return Measured.load(results, name)
         found = measure()

@@ -17,7 +17,16 @@ import numpy as np
 from persona.bootstrap import SeedsInterval
 from persona.comparison import Measured, metric_name
 from persona.errors import ConfigError
-from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refinement, Server
+from persona.prototypes import (
+    BankConfig,
+    FittedBank,
+    HeadMetric,
+    Notify,
+    PrototypeBank,
+    RefineConfig,
+    Refinement,
+    Server,
+)
 from persona.prototypes import refine as refine_bank
 from pipelines import tracking
 from pipelines.steps.collecting import new_events, of_files, of_window
@@ -40,7 +49,7 @@ from recsys.data.windows import Window
 from recsys.evaluation import Evaluated, Evaluation
 from recsys.methods import Problem, train_configured
 from recsys.personalised import Personalised
-from recsys.prototypes import BankConfig, FittedBank, Notify, evaluate_levels, fit_prototypes
+from recsys.prototypes import evaluate_levels, fit_bank
 from recsys.serving.recommender import Recommender
 
 MODEL = "persona-recsys-prototypes"
@@ -96,7 +105,7 @@ def prototypes(
         problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
         model = train_configured(problem)[1].scorer
         assert isinstance(model, Personalised)
-        fitted = fit_prototypes(problem, model, settings, notify)
+        fitted = fit_bank(problem, model, settings, notify)
         tracking.log_metrics_batch({f"validation/{config.monitor}_{level}": v for level, v in fitted.levels.items()})
         if fitted.choice is not None:
             figure = bank_figures.choice_of_k(fitted.choice, config.monitor, fitted.levels)
@@ -111,7 +120,8 @@ def prototypes(
             notify(f"version {bank.version[:8]}")
             lineage.save(bank, fitted.partition.statistics if bank is first else None, report)
             recommender = Recommender(model, data.item_ids.to_list(), _titles(work), bank=bank)
-            made.append(_register_fitted(recommender, parent, problem, fitted, report))
+            with problem.reporting():
+                made.append(_register_fitted(recommender, parent, problem, fitted, report))
             parent = recommender
     work.remember(config)
     return made
@@ -275,7 +285,9 @@ def _log_snapshot(work: Workspace, recommender: Recommender) -> None:
     if data.digest != recommender.info.get("data_digest"):
         return
     config = RecsysConfig.from_dict(settings)
-    evaluation = Problem(data, config).test
+    problem = Problem(data, config)
+    with problem.reporting():
+        evaluation = problem.test
     assert recommender.bank is not None
     measured = evaluate_levels(evaluation, recommender.model, recommender.bank, SERVED)
     taken = recsys_snapshots.taken(evaluation, measured, recommender, protocol=config.protocol, level="prototype")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from persona.comparison import metric_name
@@ -15,8 +15,8 @@ from pipelines.steps.workspace import Workspace
 from pipelines.tracking import replay_figures
 from recsys.config import RecsysConfig
 from recsys.methods import Problem, train_configured
-from recsys.methods.prototypes import SIZES, best_bank
 from recsys.personalised import Personalised
+from recsys.prototypes import fit_bank
 from recsys.replay import METRICS, ReplayConfig, report
 from recsys.replay import replay as replay_stream
 from recsys.replay.stream import OnWindow
@@ -52,7 +52,7 @@ def replay(
         problem = Problem(work.data(), config, folder=work.cells)
         model = train_configured(problem)[1].scorer
         assert isinstance(model, Personalised)
-        bank = best_bank(problem, model, (prototypes,) if prototypes else SIZES)
+        bank = fit_bank(problem, model, replace(problem.bank_config, k=prototypes)).bank
         found = report(replay_stream(problem, model, bank, stream, on_window))
         result = {"settings": config.as_dict(), "replay": asdict(stream), **found}
         write_json(work.root / f"replay-{stream.scenario}-seed{config.seed}.json", result)

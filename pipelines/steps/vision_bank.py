@@ -10,14 +10,21 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
-import torch
 from torch import Tensor
 
 from persona.bootstrap import SeedsInterval
 from persona.comparison import Measured, metric_name
 from persona.errors import ConfigError, DataError
-from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refinement, Server, UserStatistics, refine
+from persona.prototypes import (
+    HeadMetric,
+    Partition,
+    PrototypeBank,
+    RefineConfig,
+    Refinement,
+    Server,
+    UserStatistics,
+    refine,
+)
 from persona.storage import atomic_folder, load_tensors, save_tensors
 from pipelines import tracking
 from pipelines.steps.vision import EXPERIMENT, OnEpoch, served_by
@@ -38,10 +45,11 @@ from pipelines.versions.vision_snapshots import METRICS, PROTOTYPE
 from vision.config import VisionConfig
 from vision.data.protocols import PROTOCOL
 from vision.evaluation import Evaluated
-from vision.methods import Problem, fit_chosen, personalised, train_configured
+from vision.methods import Problem, personalised, train_configured
 from vision.objectives import batched_logits
 from vision.personalised import Personalised
-from vision.prototypes import window_codes, window_statistics
+from vision.prototypes import fit_bank, window_codes, window_statistics
+from vision.replay import Replayed, judge, play
 from vision.serving.classifier import LEVELS, Classifier
 
 if TYPE_CHECKING:
@@ -83,13 +91,16 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
         problem = Problem(work.data(), config, folder=work.cells, on_epoch=on_epoch)
         model = trained_model(problem)
         assert model.editor is not None
-        chosen = fit_chosen(problem, model)
-        fitted, codes, owners = chosen.fitted, chosen.codes, chosen.owners
+        chosen = fit_bank(problem, model, problem.bank_config)
+        fitted, codes, owners = chosen.partition, chosen.codes, chosen.contexts.owners.numpy()
+        assert isinstance(fitted, Partition)
+        assert chosen.choice is not None
         devices = len(np.unique(owners))
         report = {"choice": chosen.choice.as_dict(), "devices": devices, "windows": len(codes)}
         work.lineage(model.editor.host).save(fitted.bank, fitted.statistics, report)
         classifier = Classifier(model, problem.data.class_names, problem.data.image_shape, bank=fitted.bank)
-        measured, changes = _against_host(problem, classifier)
+        with problem.reporting():
+            measured, changes = _against_host(problem, classifier)
         tracking.log_json(report, "prototypes/report.json")
         figures = {
             "gallery": vision_figures.gallery(problem.data, owners, fitted.labels.numpy(), len(fitted.bank)),
@@ -119,18 +130,6 @@ def trained_model(problem: Problem) -> Personalised:
     return model
 
 
-@dataclass(frozen=True)
-class Replayed:
-    """What the bundle answered in the streams of the test devices."""
-
-    devices: int
-    images: int
-    windows: int
-    accuracy: dict[str, float]
-    worst: list[dict[str, Any]]
-    most_improved: list[dict[str, Any]]
-
-
 def replay(config: VisionConfig, work: VisionWorkspace) -> Replayed:
     """Play the streams of the test devices through the released bundle, in their order and at every level.
 
@@ -142,53 +141,21 @@ def replay(config: VisionConfig, work: VisionWorkspace) -> Replayed:
         problem = Problem(work.data(), config)
         classifier = Classifier.load(work.bundle)
         levels = LEVELS if classifier.bank is not None else ("host", "edit")
-        answers, codes, owners = _play(classifier, problem, levels)
+        with problem.reporting():
+            played = play(classifier, problem, levels)
+        answers = played.answers
         with atomic_folder(work.replay) as folder:
             answers.write_parquet(folder / ANSWERS)
             if classifier.server is not None:
-                _save(window_statistics(classifier.server, codes, owners), classifier.server.bank.version, folder)
-        result = _judge(answers, levels, len(codes))
+                statistics = window_statistics(classifier.server, played.codes, played.owners)
+                _save(statistics, classifier.server.bank.version, folder)
+        result = judge(played, levels)
         tracking.log_metrics_batch({f"accuracy_{level}": value for level, value in result.accuracy.items()})
         tracking.log_json(asdict(result), "replay.json")
         for name, figure in vision_figures.of_replay(problem.data, answers, levels).items():
             tracking.log_figure(figure, f"figures/{name}.png")
     work.remember(config)
     return result
-
-
-def _play(classifier: Classifier, problem: Problem, levels: tuple[str, ...]) -> tuple[pl.DataFrame, Tensor, Any]:
-    data, evaluation = problem.data, problem.test
-    rows: list[dict[str, Any]] = []
-    codes: list[Tensor] = []
-    owners: list[int] = []
-    for device in evaluation.devices.tolist():
-        for own, new in evaluation.windows(device):
-            answers = {level: classifier.classify(data.pixels[own], level=level) for level in levels}
-            codes.append(classifier.codes(data.pixels[own]))
-            owners.append(device)
-            for i in range(len(own) - new, len(own)):
-                row = {"device": device, "position": int(own[i]), "time": int(own[i] - data.offsets[device])}
-                truth = data.class_names[data.labels[own[i]]]
-                prototype = next((a.prototype for a in answers.values() if a.prototype is not None), None)
-                rows.append(
-                    row | {"truth": truth, "prototype": prototype} | {k: a.classes[i] for k, a in answers.items()}
-                )
-    return pl.DataFrame(rows), torch.cat(codes), np.array(owners, np.int64)
-
-
-def _judge(answers: pl.DataFrame, levels: tuple[str, ...], windows: int) -> Replayed:
-    right = [(pl.col(level) == pl.col("truth")).mean().alias(level) for level in levels]
-    devices = answers.group_by("device", maintain_order=True).agg(*right)
-    gain = (pl.col("edit") - pl.col("host")).alias("gain")
-    ranked = devices.with_columns(gain)
-    return Replayed(
-        devices=len(devices),
-        images=len(answers),
-        windows=windows,
-        accuracy={level: float(np.mean(devices[level].to_numpy())) for level in levels},
-        worst=ranked.sort("edit").head(5).to_dicts(),
-        most_improved=ranked.sort("gain", descending=True).head(5).to_dicts(),
-    )
 
 
 def _save(statistics: UserStatistics, bank: str, folder: Any) -> None:
@@ -225,8 +192,10 @@ def refine_bank(config: VisionConfig, work: VisionWorkspace, limits: RefineConfi
             Classifier(model, problem.data.class_names, problem.data.image_shape, bank=version)
             for version in (bank, refinement.bank)
         )
-        measured, changes = _against_host(problem, child)
-        old = vision_snapshots.at_levels(problem, parent, (PROTOTYPE,))[PROTOTYPE]
+        with problem.reporting():
+            measured, changes = _against_host(problem, child)
+            old = vision_snapshots.at_levels(problem, parent, (PROTOTYPE,))[PROTOTYPE]
+            shown = window_codes(model, problem.test, problem.features_of(model.host))
         found = deltas(_measured(PROTOTYPE, measured[PROTOTYPE]), _measured("parent", old), _PREFIX, METRICS)
         served = not _behind(found)
         if not served:
@@ -239,7 +208,7 @@ def refine_bank(config: VisionConfig, work: VisionWorkspace, limits: RefineConfi
             _described(_refined_text(refinement, served), changes),
             bank_metrics(refinement.bank, refinement) | _summary(measured) | as_metrics(changes),
             refinement_tags(refinement.bank, refinement) | {"data_digest": problem.data.digest, "served": str(served)},
-            _sampled(child, problem, *window_codes(model, problem.test, problem.features_of(model.host))),
+            _sampled(child, problem, *shown),
             _moved(refinement),
         )
         registered = _log_version(problem, child, measured, version, candidate=served)
@@ -279,7 +248,8 @@ def _log_version(
 ) -> registry.Registered:
     """Leave what versions are compared by in the run, and register the version."""
     values = {level: found.per_device for level, found in measured.items()}
-    snapshots.log(vision_snapshots.taken(problem, values, classifier, level=PROTOTYPE))
+    with problem.reporting():
+        snapshots.log(vision_snapshots.taken(problem, values, classifier, level=PROTOTYPE))
     tracking.log_metrics_batch(version.metrics)
     return register_bank(MODEL, version, candidate=candidate)
 

@@ -22,7 +22,7 @@ from recsys.data.batches import Context
 from recsys.data.sequences import SequenceData
 from recsys.evaluation import ROWS, Evaluated, Evaluation
 from recsys.methods import Problem
-from recsys.methods.prototypes import ServedAtLevel
+from recsys.prototypes import ServedAtLevel
 from recsys.serving.recommender import Recommender
 
 # Metrics that decide; the rest is in the run.
@@ -44,8 +44,10 @@ def of_release(problem: Problem, measured: Measured, recommender: Recommender) -
     levels = {"": Evaluated(measured.summary, measured.per_unit, measured.units)}
     if recommender.server is not None:
         served = ServedAtLevel(recommender.model, recommender.server, PROTOTYPE)
-        levels[PROTOTYPE] = problem.test.run(served)
-    return taken(problem.test, levels, recommender, protocol=problem.config.protocol)
+        with problem.reporting():
+            levels[PROTOTYPE] = problem.test.run(served)
+    with problem.reporting():
+        return taken(problem.test, levels, recommender, protocol=problem.config.protocol)
 
 
 def taken(

@@ -40,8 +40,10 @@ def of_release(problem: Problem, measured: Measured, classifier: Classifier) -> 
     """
     levels = {"": measured.per_unit}
     if classifier.server is not None:
-        levels[PROTOTYPE] = at_levels(problem, classifier, (PROTOTYPE,))[PROTOTYPE].per_device
-    return taken(problem, levels, classifier)
+        with problem.reporting():
+            levels[PROTOTYPE] = at_levels(problem, classifier, (PROTOTYPE,))[PROTOTYPE].per_device
+    with problem.reporting():
+        return taken(problem, levels, classifier)
 
 
 def at_levels(problem: Problem, classifier: Classifier, levels: Sequence[str]) -> dict[str, Evaluated]:

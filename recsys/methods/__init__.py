@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
+from persona import methods
 from persona.comparison import Measured
-from persona.errors import ConfigError, nearest
 from recsys.methods.apg import train_apg
 from recsys.methods.cluster import finetune_cluster
-from recsys.methods.cost import extra_parameters, refresh_seconds
 from recsys.methods.device import finetune_device_1, finetune_device_10
 from recsys.methods.duet import train_duet
 from recsys.methods.finetune import finetune_adaptive, finetune_all
@@ -49,38 +47,13 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
 
 
 def train_method(name: str, problem: Problem) -> Trained:
-    """Train the method called ``name``.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
-    return METHODS[name](problem)
+    """Train the method called ``name``; a name that is unknown is a ``ConfigError``."""
+    return methods.train_method(name, problem, METHODS)
 
 
 def measure(problem: Problem, method: str) -> Measured:
     """Train and test one method, or take the result that is already in the problem's folder."""
-    return problem.trainings.measured(method, partial(_measure, problem, method))
-
-
-def _measure(problem: Problem, method: str) -> Measured:
-    trained = train_method(method, problem)
-    evaluated = problem.test.run(trained.scorer)
-    return Measured(
-        method=method,
-        summary=evaluated.summary,
-        per_unit=evaluated.per_user,
-        units=evaluated.users,
-        seconds=trained.result.seconds,
-        refresh_bytes=trained.refresh_bytes,
-        epochs=trained.result.epochs,
-        best_epoch=trained.result.best_epoch,
-        history=trained.result.history,
-        refresh_seconds=refresh_seconds(trained, problem.test.contexts),
-        parameters=extra_parameters(trained),
-        chosen=trained.chosen,
-    )
+    return methods.measure(problem, method, METHODS)
 
 
 __all__ = ["METHODS", "Problem", "Trained", "measure", "train_configured", "train_method"]

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from persona.editor import LowRankHead, ParameterEditor
+from persona.methods import FLOAT_BYTES
 from recsys.hosts import Host
-from recsys.methods.problem import FLOAT_BYTES, Problem, Trained
+from recsys.methods.problem import Problem, Trained
 from recsys.personalised import Personalised
 
 RANK = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +13,9 @@ from persona.edits import Edit, LayerSpec
 from persona.prototypes import kmeans
 from persona.torch_device import moved
 from persona.training.objective import FitResult
+from recsys.data.batches import Context
 from recsys.evaluation import ROWS
 from recsys.methods.problem import Problem, Trained
-from recsys.methods.prototypes import training_contexts
 from recsys.personalised import Personalised
 
 CLUSTERS = (4, 16)
@@ -60,6 +61,13 @@ def _train(problem: Problem, k: int) -> Trained:
     rows = problem.held_back.adapt
     result: FitResult = problem.train(f"finetune_cluster_{k}", model, generator.parameters(), rows, keep_start=True)
     return Trained(model, BYTES, result, chosen={"clusters": float(k)})
+
+
+def training_contexts(problem: Problem, model: Personalised) -> Context:
+    """The distinct contexts (N, T) of all rows before validation."""
+    items, lengths = problem.data.contexts(problem.everything, model.host.config.max_length)
+    distinct = np.unique(np.column_stack([items, lengths]), axis=0)
+    return Context(torch.from_numpy(distinct[:, :-1].copy()), torch.from_numpy(distinct[:, -1].copy()))
 
 
 @torch.no_grad()

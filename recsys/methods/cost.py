@@ -6,9 +6,10 @@ import time
 
 import torch
 
+from persona.methods import Trained
 from persona.torch_device import device_of, moved
 from recsys.data.batches import Context
-from recsys.methods.problem import Trained
+from recsys.evaluation import Scorer
 from recsys.personalised import Personalised
 
 DEVICES = 256
@@ -16,23 +17,23 @@ REPEATS = 3
 
 
 @torch.no_grad()
-def refresh_seconds(trained: Trained, contexts: Context) -> float:
+def refresh_seconds(trained: Trained[Scorer], contexts: Context) -> float:
     """Seconds of computing that adapting once takes.
 
     Where every device is adapted by itself, seconds of the processor for one device in a batch of (at most) 256, best of
     three, which a busy machine does not change; where one training adapts everybody, the wall time of that training; 0 where
     nothing is ever refreshed.
     """
-    model = trained.scorer
+    model = trained.model
     few = moved(contexts.index_select(torch.arange(min(DEVICES, len(contexts)))), device_of(model))
     if not isinstance(model, Personalised) or model.edit(few) is None:
         return trained.result.seconds if trained.refresh_bytes else 0.0
     return min(_seconds(model, few) for _ in range(REPEATS)) / len(few)
 
 
-def extra_parameters(trained: Trained) -> int:
+def extra_parameters(trained: Trained[Scorer]) -> int:
     """Parameters of the method that are not the host's: an editor, a generator, layers for every cluster."""
-    model = trained.scorer
+    model = trained.model
     if not isinstance(model, Personalised):
         return 0
     return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.host.parameters())

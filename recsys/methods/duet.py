@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from recsys.methods.problem import Problem, Trained, adaptive_bytes
+from persona.methods import adaptive_bytes
+from recsys.methods.problem import Problem, Trained
 from recsys.personalised import Personalised
 
 

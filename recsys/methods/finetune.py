@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from recsys.methods.problem import Problem, Trained, adaptive_bytes, all_bytes
+from persona.methods import adaptive_bytes, all_bytes
+from recsys.methods.problem import Problem, Trained
 from recsys.personalised import Personalised
 
 

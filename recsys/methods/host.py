@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from recsys.methods.problem import Problem, Trained, all_bytes
+from persona.methods import all_bytes
+from recsys.methods.problem import Problem, Trained
 from recsys.personalised import Personalised
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from persona.methods import Modes, adaptive_bytes, all_bytes
 from persona.training.objective import FitResult
 from recsys.data.batches import Context
 from recsys.hosts import Host
-from recsys.methods.problem import Positions, Problem, Trained, adaptive_bytes, all_bytes
+from recsys.methods.problem import Positions, Problem, Trained
 from recsys.objectives import CrossFitted, RowObjective
 from recsys.personalised import Personalised
 
@@ -70,20 +71,6 @@ def refresh_host(problem: Problem) -> Trained:
     return Trained(model, all_bytes(model.host), total)
 
 
-def train_selected(problem: Problem) -> tuple[str, Trained]:
-    """The mode of training that validation prefers, the first of equals, and what it trained."""
-    trained = {mode: TRAINERS[mode](problem) for mode in candidates(problem)}
-    best = max(trained, key=lambda mode: problem.score(trained[mode].scorer))
-    trained[best].chosen[best] = 1.0
-    return best, trained[best]
-
-
-def train_configured(problem: Problem) -> tuple[str, Trained]:
-    """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
-    mode = problem.config.mode
-    return train_selected(problem) if mode == "auto" else (mode, TRAINERS[mode](problem))
-
-
 def candidates(problem: Problem) -> list[str]:
     """The modes that ``auto`` tries.
 
@@ -130,6 +117,8 @@ TRAINERS: dict[str, Callable[[Problem], Trained]] = {
     "generated": train_generated,
     "frozen": train_frozen,
 }
+MODES = Modes(TRAINERS, candidates)
+train_configured = MODES.configured
 
 
 def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Trained:

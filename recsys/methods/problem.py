@@ -1,9 +1,9 @@
-"""What every method of a comparison is given, and what it returns."""
+"""What every method of a comparison of recommenders is given, and what it returns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from persona import methods
+from persona.comparison import Measured
 from persona.editor import ParameterEditor
 from persona.errors import ConfigError
 from persona.torch_device import resolve
 from persona.training.execution import Execution
-from persona.training.kept import OnEpoch, Trainings
+from persona.training.kept import OnEpoch
 from persona.training.loop import MakeExecution
 from persona.training.objective import FitResult, Objective
 from persona.training.ranks import current
@@ -26,46 +28,37 @@ from recsys.data.protocols import Split, hold_back, make_split
 from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host, make_host
+from recsys.methods.cost import extra_parameters, refresh_seconds
 from recsys.objectives import RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
-
-FLOAT_BYTES = 4
-# Methods whose names start so have an editor (or generator) of their own.
-EDITED = ("persona", "duet", "apg")
 
 Positions = NDArray[np.int64]
 
 
-@dataclass
-class Trained:
-    """A method, ready to be evaluated.
+class Trained(methods.Trained[Scorer]):
+    """A method, ready to be evaluated."""
 
-    Attributes:
-        scorer: scores candidates in their context.
-        refresh_bytes: what one device receives when the method adapts it once, in float32.
-        result: what its own training did; a host that methods share is not its own.
-        chosen: settings that validation rows selected.
-    """
-
-    scorer: Scorer
-    refresh_bytes: int
-    result: FitResult
-    chosen: dict[str, float] = field(default_factory=dict)
+    @property
+    def scorer(self) -> Scorer:
+        """What scores candidates in their context."""
+        return self.model
 
 
-class Problem:
+class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
     """One protocol, host and seed on one data set: rows, evaluations, and the hosts that methods share.
 
     Args:
         data: the events.
         config: all settings.
-        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
-            data with the same settings has the same place in it, so that only what changed is trained again.
-        on_epoch: called with the name of a training and the metrics of each of its epochs.
+        folder: as in ``persona.methods.Problem``.
+        on_epoch: likewise.
 
     Raises:
         ConfigError: there are more processes than rows in a batch, or a graphics card is asked for that cannot be used.
     """
+
+    edited = ("persona", "duet", "apg")
+    banked = ("persona_prototypes", "persona_basis", methods.WHOLE)
 
     def __init__(
         self, data: SequenceData, config: RecsysConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
@@ -75,35 +68,34 @@ class Problem:
                 f"a batch of {config.batch_size} rows cannot be shared by {size} processes: start fewer, or choose a "
                 f"batch_size of at least {size}"
             )
-        self.data, self.config = data, config
+        super().__init__(data, config, folder=folder, on_epoch=on_epoch)
         self.device = resolve(config.device, self._hindrance())
         self.split: Split = make_split(data, config.protocol)
-        self.trainings = Trainings(
-            folder,
-            f"{config.host}-seed{config.seed}",
-            {"data": data.digest, **config.host_settings()},
-            config.editor_settings(),
-            EDITED,
-            on_epoch,
-        )
-
-    def with_config(self, config: RecsysConfig) -> Problem:
-        """The same data, folder and listener under other settings."""
-        return Problem(self.data, config, folder=self.trainings.root, on_epoch=self.trainings.on_epoch)
 
     @cached_property
     def validation(self) -> Evaluation:
         """Rows that select epochs and settings."""
-        return self._evaluation(self.split.validation, self.config.validation_events)
+        return self.evaluation(self.split.validation, self.config.validation_events)
 
-    def score(self, scorer: Scorer) -> float:
-        """The metric that selects, of ``scorer`` on the validation rows."""
-        return self.validation.run(scorer).summary[self.config.monitor]
+    def score(self, model: Scorer) -> float:
+        """The metric that selects, of ``model`` on the validation rows."""
+        return self.validation.run(model).summary[self.config.monitor]
 
-    @cached_property
-    def test(self) -> Evaluation:
-        """Rows that are only ever reported."""
-        return self._evaluation(self.split.test, None)
+    def tested(self, trained: Trained) -> Measured:
+        """Metrics on the test rows, and the cost of a refresh and of what a method has beyond the host."""
+        evaluated = self.test.run(trained.scorer)
+        return Measured(
+            method="",
+            summary=evaluated.summary,
+            per_unit=evaluated.per_user,
+            units=evaluated.users,
+            seconds=trained.result.seconds,
+            refresh_seconds=refresh_seconds(trained, self.test.contexts),
+            parameters=extra_parameters(trained),
+        )
+
+    def _make_test(self) -> Evaluation:
+        return self.evaluation(self.split.test)
 
     @cached_property
     def held_back(self) -> Split:
@@ -250,7 +242,8 @@ class Problem:
         self.trainings.results[name] = result
         return model.host.eval()
 
-    def _evaluation(self, positions: Positions, limit: int | None) -> Evaluation:
+    def evaluation(self, positions: Positions, limit: int | None = None) -> Evaluation:
+        """Some events as targets, at most ``limit`` of them, as the protocol ranks them."""
         return Evaluation(
             self.data,
             positions,
@@ -259,13 +252,3 @@ class Problem:
             seed=self.config.seed,
             limit=limit,
         )
-
-
-def adaptive_bytes(host: Host) -> int:
-    """Bytes of all adaptive layers in float32: a full edit, or the layers themselves."""
-    return FLOAT_BYTES * sum(p.numel() for p in host.adaptive_parameters())
-
-
-def all_bytes(host: Host) -> int:
-    """Bytes of the whole host in float32."""
-    return FLOAT_BYTES * sum(p.numel() for p in host.parameters())

@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from persona.methods import adaptive_bytes, all_bytes
 from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Server, UserStatistics, refine, same_prototypes
 from persona.training.loop import fit
 from recsys.config import RecsysConfig
 from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host
-from recsys.methods.problem import adaptive_bytes, all_bytes
-from recsys.methods.prototypes import ServedAtLevel
 from recsys.objectives import make_objective
 from recsys.personalised import Personalised
+from recsys.prototypes import ServedAtLevel
 from recsys.replay.windows import Window
 
 EPOCHS, PATIENCE = 5, 2

@@ -156,7 +156,8 @@ def replay(
         raise ConfigError(
             f"a replay follows time, but the protocol is {problem.config.protocol!r}: give --protocol time"
         )
-    positions, length = problem.split.test, model.host.config.max_length
+    with problem.reporting():
+        positions, length = problem.test.positions, model.host.config.max_length
     starts = boundaries(problem.data.times[positions], config.windows, config.days or None)
     if config.shift >= len(starts):
         raise ConfigError(

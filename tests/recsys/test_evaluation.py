@@ -171,8 +171,10 @@ def test_epochs_are_selected_on_validation_rows_and_never_on_test_rows(protocol)
     problem = Problem(walks(), config)
     split = make_split(walks(), protocol)
     assert set(problem.validation.positions) <= set(split.validation)
-    np.testing.assert_array_equal(problem.test.positions, split.test)
+    with problem.reporting():
+        test = problem.test
+    np.testing.assert_array_equal(test.positions, split.test)
     learned = np.concatenate([problem.everything, problem.held_back.train, problem.held_back.adapt])
     for one, other in ((problem.validation.positions, split.test), (learned, split.test), (learned, split.validation)):
         assert not set(one) & set(other)
-    assert problem.validation.full == problem.test.full == (protocol == "full")
+    assert problem.validation.full == test.full == (protocol == "full")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from persona.errors import ConfigError
-from persona.prototypes import Lineage, Server
+from persona.prototypes import BankConfig, Lineage, Server
 from persona.prototypes.trainable import TrainablePrototype
 from persona.prototypes.user_statistics import MAX_USER
 from recsys import prototypes as module
@@ -15,7 +15,7 @@ from recsys.data.batches import Context
 from recsys.methods import Problem
 from recsys.objectives import RowObjective
 from recsys.personalised import Personalised
-from recsys.prototypes import BankConfig, WithPrototype, at_level, evaluate_levels, fit_prototypes, user_numbers
+from recsys.prototypes import WithPrototype, at_level, evaluate_levels, fit_bank, user_numbers
 from recsys.serving.recommender import Recommender
 from tests.recsys.toy import ITEMS, SMALL, personalised, sequences, walks
 
@@ -37,7 +37,7 @@ def fitted(problem, model):
     remarks: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MIN_JUDGES", 2)
-        found = fit_prototypes(problem, model, BankConfig(max_k=4, min_stability=-1.0), remarks.append)
+        found = fit_bank(problem, model, BankConfig(max_k=4, min_stability=-1.0), remarks.append)
     assert remarks[0] == "choosing K"
     return found
 
@@ -71,10 +71,10 @@ def test_a_bank_stands_on_training_contexts_alone(problem, model, fitted):
 
 def test_more_contexts_than_fit_are_streamed_into_the_same_bank(problem, model, fitted, monkeypatch):
     config = BankConfig(k=2, specialise=False)
-    whole = fit_prototypes(problem, model, config).partition
+    whole = fit_bank(problem, model, config).partition
     monkeypatch.setattr(module, "FIT_CONTEXTS", len(fitted.codes) // 2)
     monkeypatch.setattr(module, "BLOCK_CONTEXTS", 100)
-    found = fit_prototypes(problem, model, config)
+    found = fit_bank(problem, model, config)
     streamed = found.partition
     assert streamed.contexts == len(fitted.codes) > len(found.codes) == len(streamed.sample) > 100
     assert streamed.bank.members.sum() == whole.bank.members.sum()
@@ -102,7 +102,7 @@ def test_specialisation_is_kept_only_where_validation_favours_it(problem, model,
 
 def test_a_given_k_is_not_chosen_and_gives_the_same_bits_again(problem, model):
     config = BankConfig(k=3, specialise=False)
-    one, two = (fit_prototypes(problem, model, config) for _ in range(2))
+    one, two = (fit_bank(problem, model, config) for _ in range(2))
     assert one.choice is one.specialised is None
     assert len(one.bank) == 3
     assert one.bank.version == two.bank.version
@@ -110,17 +110,15 @@ def test_a_given_k_is_not_chosen_and_gives_the_same_bits_again(problem, model):
 
 
 def test_an_editor_that_learned_nothing_makes_one_prototype(problem):
-    found = fit_prototypes(problem, personalised(), BankConfig(max_k=8))
+    found = fit_bank(problem, personalised(), BankConfig(max_k=8))
     assert [c.k for c in found.choice.candidates] == [1]
     assert len(set(found.levels.values())) == 1, "which changes nothing"
-    assert len(fit_prototypes(problem, personalised(), BankConfig(k=4, specialise=False)).bank) == 1, (
-        "also if asked for more"
-    )
+    assert len(fit_bank(problem, personalised(), BankConfig(k=4, specialise=False)).bank) == 1, "also if asked for more"
 
 
 def test_a_host_alone_has_no_prototypes(problem):
     with pytest.raises(ConfigError, match="this model has no editor"):
-        fit_prototypes(problem, personalised(editor=False), BankConfig())
+        fit_bank(problem, personalised(editor=False), BankConfig())
 
 
 @pytest.mark.parametrize("kind", ["gru4rec", "din"])

@@ -9,10 +9,10 @@ import torch
 
 from persona.bootstrap import Interval
 from persona.errors import ConfigError, DataError
-from persona.prototypes import RefineConfig
+from persona.methods import adaptive_bytes, all_bytes
+from persona.prototypes import BankConfig, RefineConfig
 from recsys.methods import Problem, train_method
-from recsys.methods.problem import adaptive_bytes, all_bytes
-from recsys.methods.prototypes import best_bank
+from recsys.prototypes import fit_bank
 from recsys.replay import (
     METRICS,
     POLICIES,
@@ -47,7 +47,7 @@ def model(problem):
 
 @pytest.fixture(scope="module")
 def bank(problem, model):
-    return best_bank(problem, model, (3,))
+    return fit_bank(problem, model, BankConfig(k=3, specialise=False)).bank
 
 
 @pytest.fixture(scope="module")

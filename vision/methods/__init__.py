@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
+from persona import methods
 from persona.comparison import Measured
-from persona.errors import ConfigError, nearest
 from vision.methods.batch_norm import train_batch_norm
 from vision.methods.duet import train_duet
 from vision.methods.finetune import finetune_adaptive, finetune_all, finetune_device, finetune_interpolated
@@ -23,7 +22,7 @@ from vision.methods.persona import (
     train_tuned,
 )
 from vision.methods.problem import Problem, Trained
-from vision.methods.prototypes import fit_chosen, train_basis, train_persona, train_prototypes, train_refined
+from vision.methods.prototypes import train_basis, train_persona, train_prototypes, train_refined
 from vision.methods.t3a import train_t3a
 from vision.methods.tent import train_tent
 
@@ -53,50 +52,19 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
 
 
 def train_method(name: str, problem: Problem) -> Trained:
-    """Train the method called ``name``.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}: {nearest(name, METHODS)}")
-    return METHODS[name](problem)
+    """Train the method called ``name``; a name that is unknown is a ``ConfigError``."""
+    return methods.train_method(name, problem, METHODS)
 
 
 def measure(problem: Problem, method: str) -> Measured:
-    """Train and test one method, or take the result that is already in the problem's folder.
-
-    Beside the metrics the summary holds the cost, ``forward_passes`` and ``backward_passes`` an image and
-    ``ms_per_image``. Where the body is given, features are computed once for all methods that keep it, in tests as well, and
-    these are not timed.
-    """
-    return problem.trainings.measured(method, partial(_measure, problem, method))
-
-
-def _measure(problem: Problem, method: str) -> Measured:
-    trained = train_method(method, problem)
-    known = problem.given_body and trained.keeps_body
-    evaluated = (problem.test.cached(problem.features) if known else problem.test).run(trained.classifier)
-    cost = {"forward_passes": trained.forward_passes, "backward_passes": trained.backward_passes}
-    return Measured(
-        method=method,
-        summary=evaluated.summary | cost,
-        per_unit=evaluated.per_device,
-        units=evaluated.devices,
-        seconds=trained.seconds,
-        refresh_bytes=trained.refresh_bytes,
-        epochs=trained.result.epochs,
-        best_epoch=trained.result.best_epoch,
-        history=trained.result.history,
-        chosen={name: float(value) for name, value in trained.chosen.items()},
-    )
+    """Train and test one method, or take the result that is already in the problem's folder."""
+    return methods.measure(problem, method, METHODS)
 
 
 __all__ = [
     "METHODS",
     "Problem",
     "Trained",
-    "fit_chosen",
     "measure",
     "personalised",
     "train_configured",

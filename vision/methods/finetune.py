@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from persona.methods import adaptive_bytes, all_bytes
 from persona.training.objective import FitResult
 from vision.data.images import DeviceImages
 from vision.evaluation import Evaluation, Window
 from vision.features import FeatureCache
 from vision.hosts import Host
 from vision.methods.folds import Fold, choose, finetuned, population_folds
-from vision.methods.problem import Problem, Trained, adaptive_bytes, all_bytes
-from vision.objectives import batched_logits
+from vision.methods.problem import Problem, Trained
 from vision.personalised import Personalised
 
 FOLDS = 5
@@ -84,15 +84,7 @@ def preferred(
     problem: Problem, shares: Iterable[float], judged: Sequence[tuple[Callable[[float], Personalised], Evaluation]]
 ) -> float:
     """The share whose models, one an evaluation, are best in the mean of the validation metric; the first of equals."""
-    return max(shares, key=lambda share: float(np.mean([score_of(problem, make(share), e) for make, e in judged])))
-
-
-def score_of(problem: Problem, model: Personalised, evaluation: Evaluation) -> float:
-    """The validation metric of ``model`` on an evaluation; features that no edit changes are computed once a body."""
-    known = problem.features_of(model.host) if model.host.shared_features else None
-    with torch.no_grad():
-        positions, logits = batched_logits(model.eval(), evaluation, known)
-    return evaluation.judge(logits, positions).summary[problem.config.monitor]
+    return max(shares, key=lambda share: float(np.mean([problem.score(make(share), e) for make, e in judged])))
 
 
 def _same_for_all(host: Host, result: FitResult, seconds: float) -> Trained:

@@ -55,10 +55,8 @@ class Fold:
 
 def populations(problem: Problem) -> list[str]:
     """The populations to leave out in turn; none where those that the host is deployed on are known."""
-    data, split = problem.data, problem.split
-    known = sorted({data.groups[d] for d in problem.everything})
-    unknown = {data.groups[d] for d in split.test}.isdisjoint(known)
-    return known if unknown and len(known) > 1 else []
+    known = sorted({problem.data.groups[d] for d in problem.everything})
+    return known if problem.deployed.isdisjoint(known) and len(known) > 1 else []
 
 
 def population_folds(problem: Problem) -> list[Fold]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from vision.methods.problem import Problem, Trained, all_bytes
+from persona.methods import all_bytes
+from vision.methods.problem import Problem, Trained
 from vision.personalised import Personalised
 
 

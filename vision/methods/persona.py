@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from persona.methods import Modes
 from vision.evaluation import Evaluation
 from vision.hosts import Host
 from vision.methods.duet import payload
@@ -14,7 +15,6 @@ from vision.methods.finetune import (
     finetune_interpolated,
     interpolated,
     preferred,
-    score_of,
     tuned_folds,
 )
 from vision.methods.folds import PARTS, device_folds, population_folds, populations
@@ -101,7 +101,7 @@ def train_tuned(problem: Problem) -> Trained:
     """
     tuned = (finetune_interpolated if populations(problem) else finetune_adaptive)(problem)
     trained = _edit_fixed(problem, "persona_tuned", problem.split.adapt, personalised(tuned).host)
-    trained.chosen = tuned.chosen
+    trained.chosen = dict(tuned.chosen)
     return trained
 
 
@@ -119,7 +119,7 @@ def train_gated(problem: Problem) -> Trained:
         judged.append((partial(_gated, personalised(edited)), problem.evaluation(fold.devices)))
     judged = judged or [(partial(_gated, personalised(trained)), problem.validation)]
     trained.chosen = {**trained.chosen, "gate": preferred(problem, GATES, judged)}
-    trained.classifier = _gated(personalised(trained), trained.chosen["gate"])
+    trained.model = _gated(personalised(trained), trained.chosen["gate"])
     trained.seconds = time.perf_counter() - started
     return trained
 
@@ -146,18 +146,8 @@ def candidates(problem: Problem) -> list[str]:
     return ["held_back", *(["cross_fitted"] if enough else []), "joint"]
 
 
-def train_selected(problem: Problem) -> tuple[str, Trained]:
-    """The mode of training that validation prefers, the first of equals, and what it trained."""
-    trained = {mode: TRAINERS[mode](problem) for mode in candidates(problem)}
-    best = max(trained, key=lambda mode: score_of(problem, personalised(trained[mode]), problem.validation))
-    trained[best].chosen = {**trained[best].chosen, best: 1.0}
-    return best, trained[best]
-
-
-def train_configured(problem: Problem) -> tuple[str, Trained]:
-    """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
-    mode = problem.config.mode
-    return train_selected(problem) if mode == "auto" else (mode, TRAINERS[mode](problem))
+MODES = Modes(TRAINERS, candidates)
+train_configured = MODES.configured
 
 
 def personalised(trained: Trained) -> Personalised:

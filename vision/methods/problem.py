@@ -1,9 +1,9 @@
-"""What every method of a comparison is given, and what it returns."""
+"""What every method of a comparison of classifiers is given, and what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from persona import methods
+from persona.comparison import Measured
 from persona.edits import Edit, FactoredEdit
+from persona.methods import FLOAT_BYTES
+from persona.prototypes import BankConfig
 from persona.torch_device import resolve
-from persona.training.kept import OnEpoch, Trainings
+from persona.training.kept import OnEpoch
 from persona.training.objective import FitConfig, FitResult, Objective
 from vision.config import VisionConfig
 from vision.contexts import ContextReader
@@ -25,81 +29,105 @@ from vision.data.shifts import ShiftedImages
 from vision.evaluation import Classifier, Evaluation
 from vision.features import FeatureCache, all_features, body_digest, window_features
 from vision.hosts import Host, make_host
-from vision.objectives import DeviceObjective, ImageObjective, Mixture
+from vision.objectives import DeviceObjective, ImageObjective, Mixture, batched_logits
 from vision.personalised import Personalised, make_editor
 
-FLOAT_BYTES = 4
 # Images whose features give a context reader its scale.
 READER_IMAGES = 4000
-# Methods whose names start so depend on the settings of editors: on which layers are adaptive, at least.
+# The settings of editors say which layers are adaptive.
 EDITED = ("persona", "duet", "finetune_adaptive", "finetune_interpolated", "finetune_device")
 
 Devices = NDArray[np.int64]
 
 
 @dataclass
-class Trained:
+class Trained(methods.Trained[Classifier]):
     """A method, ready to be evaluated.
 
     Attributes:
-        classifier: classifies the windows of streams.
-        refresh_bytes: what one device receives when the method adapts it once, in float32.
         forward_passes: passes of the host through an image before it is classified.
         backward_passes: likewise, backwards.
-        chosen: settings of the method that validation chose.
-        result: what its own training did; a host that methods share is not its own.
         seconds: wall time of its own training.
         keeps_body: whether it classifies, or reads as its context, the features of the shared host.
     """
 
-    classifier: Classifier
-    refresh_bytes: int = 0
     forward_passes: float = 1.0
     backward_passes: float = 0.0
-    chosen: Mapping[str, float] = field(default_factory=dict)
-    result: FitResult = field(default_factory=FitResult)
     seconds: float = 0.0
     keeps_body: bool = False
 
+    @property
+    def classifier(self) -> Classifier:
+        """What classifies the windows of streams."""
+        return self.model
 
-class Problem:
+
+class Problem(methods.Problem[DeviceImages, VisionConfig, Evaluation]):
     """One split, host and seed on one data set: devices, evaluations, and the host that methods share.
 
     Args:
         data: the images.
         config: all settings.
-        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
-            data with the same settings has the same place in it, so that only what changed is trained again.
-        on_epoch: called with the name of a training and the metrics of each of its epochs.
+        folder: as in ``persona.methods.Problem``.
+        on_epoch: likewise.
+
+    Attributes:
+        deployed: names of the populations that the host is deployed on; known before any of their devices is.
 
     Raises:
         ConfigError: a graphics card is asked for that cannot be used.
     """
 
+    edited = EDITED
+    banked = ("persona_prototypes", "persona_refined", "persona_basis", methods.WHOLE)
+
     def __init__(
         self, data: DeviceImages, config: VisionConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> None:
-        self.data, self.config = data, config
+        super().__init__(data, config, folder=folder, on_epoch=on_epoch)
         self.device = resolve(config.device)
         self.split: Split = make_split(data, config.split_config())
+        self.deployed = frozenset(data.groups[d] for d in self.split.test)
         self._caches: dict[str, FeatureCache] = {}
-        self.trainings = Trainings(
-            folder,
-            f"{config.host}-seed{config.seed}",
-            {"data": data.digest, **config.host_settings()},
-            config.editor_settings(),
-            EDITED,
-            on_epoch,
-        )
 
     @cached_property
     def validation(self) -> Evaluation:
         """Devices that select epochs and settings."""
         return self.evaluation(self.split.validation, self.config.validation_devices)
 
-    @cached_property
-    def test(self) -> Evaluation:
-        """Devices that are only ever reported."""
+    def score(self, model: Personalised, evaluation: Evaluation | None = None) -> float:
+        """The metric that selects, of ``model`` on the validation devices or others; features that no edit changes are computed
+        once a body.
+        """
+        judges = evaluation or self.validation
+        known = self.features_of(model.host) if model.host.shared_features else None
+        with torch.no_grad():
+            positions, logits = batched_logits(model.eval(), judges, known)
+        return judges.judge(logits, positions).summary[self.config.monitor]
+
+    def tested(self, trained: Trained) -> Measured:
+        """Metrics on the test devices, with ``forward_passes`` and ``backward_passes`` an image and ``ms_per_image``.
+
+        Where the body is given, features are computed once for all methods that keep it, in tests as well, and these are not
+        timed.
+        """
+        known = self.given_body and trained.keeps_body
+        evaluated = (self.test.cached(self.features) if known else self.test).run(trained.classifier)
+        cost = {"forward_passes": trained.forward_passes, "backward_passes": trained.backward_passes}
+        return Measured(
+            method="",
+            summary=evaluated.summary | cost,
+            per_unit=evaluated.per_device,
+            units=evaluated.devices,
+            seconds=trained.seconds,
+        )
+
+    @property
+    def bank_config(self) -> BankConfig:
+        """How the banks of methods are made: of as many prototypes as the settings allow at most."""
+        return BankConfig(max_k=self.config.prototypes)
+
+    def _make_test(self) -> Evaluation:
         return self.evaluation(self.split.test)
 
     @property
@@ -203,7 +231,7 @@ class Problem:
         """Train ``parameters`` of ``model`` on ``devices``; a training that is already in the folder is taken from there."""
         plain = self.objective(model, devices, validation)
         objective: Objective = plain
-        if self.config.shifts and name.startswith(EDITED):
+        if self.config.shifts and name.startswith(self.edited):
             # What is learned for shifts is selected under shifts: without them, a host that knows none looks best.
             parts = [plain, *self.shifted_objectives(model, devices, validation)]
             objective = Mixture(parts, parts, self.config.seed)
@@ -259,13 +287,3 @@ def edit_bytes(edit: Edit) -> int:
         numbers += layer.core[0].numel() if isinstance(layer, FactoredEdit) else layer.dense().weight[0].numel()
         numbers += 0 if layer.bias is None else layer.bias[0].numel()
     return FLOAT_BYTES * numbers
-
-
-def adaptive_bytes(host: Host) -> int:
-    """Bytes of all adaptive layers in float32."""
-    return FLOAT_BYTES * sum(p.numel() for p in host.adaptive_parameters())
-
-
-def all_bytes(host: Host) -> int:
-    """Bytes of the whole host in float32."""
-    return FLOAT_BYTES * sum(p.numel() for p in host.parameters())

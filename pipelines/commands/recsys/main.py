@@ -202,10 +202,10 @@ def run(
 
     In the end it recommends to one user, before and after their last five events.
     """
+    from persona.prototypes import BankConfig
     from pipelines import tracking
     from pipelines.commands.recsys import prototypes as bank_cli
     from pipelines.steps.workspace import under_protocol
-    from recsys.prototypes import BankConfig
 
     steps, out = start(as_json)
     space = workspace(work)

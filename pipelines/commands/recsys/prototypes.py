@@ -12,8 +12,8 @@ from pipelines.commands.options import MAX_MISSED, MaxMissed, with_settings
 from pipelines.commands.recsys.main import WORK, ConfigOption, WorkOption, epochs, start, workspace
 
 if TYPE_CHECKING:
+    from persona.prototypes import BankConfig
     from pipelines.steps.bank import Banked
-    from recsys.prototypes import BankConfig
 
 K = Annotated[
     int, typer.Option("--prototypes", min=0, help="How many prototypes; 0 chooses by validation and stability.")
@@ -50,7 +50,7 @@ def prototypes(
 ) -> None:
     """Partition the devices into prototypes by their edits, and register the bank; `release` packs it."""
     _, out = start(as_json)
-    from recsys.prototypes import BankConfig
+    from persona.prototypes import BankConfig
 
     space = workspace(work)
     settings = space.settings(given, config)

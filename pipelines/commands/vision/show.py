@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipelines.steps import vision_answers
     from pipelines.steps import vision_bank as vision_bank_steps
     from pipelines.steps.evaluate import Comparison
+    from vision.replay import Replayed
 
 
 def show_comparison(comparison: Comparison, out: console.Output) -> None:
@@ -30,7 +31,7 @@ def show_comparison(comparison: Comparison, out: console.Output) -> None:
     out.table(title, [*columns, "ms an image", "bytes a refresh"], rows)
 
 
-def show_replay(result: vision_bank_steps.Replayed, out: console.Output) -> None:
+def show_replay(result: Replayed, out: console.Output) -> None:
     """Accuracy by level."""
     title = f"Replay: {result.images:,} images of {result.devices:,} test devices in stream order"
     out.table(title, ["level", "accuracy"], [[level, value] for level, value in result.accuracy.items()])

@@ -39,7 +39,8 @@ def answers(case, folder):
     """Host and editor trained, what came of it, and the bits of what they say on test rows."""
     problem = Problem(walks(), CASES[case], folder=folder)
     mode, trained = train_configured(problem)
-    tested = problem.test.run(trained.scorer)
+    with problem.reporting():
+        tested = problem.test.run(trained.scorer)
     sha = hashlib.sha256()
     for name in sorted(tested.per_user):
         sha.update(tested.per_user[name].tobytes())

@@ -1,4 +1,4 @@
-"""The baselines that emit an edit without an editor of the method: clusters, APG, and the choice among banks."""
+"""The methods that emit an edit without an editor of the method: clusters and APG."""
 
 from dataclasses import replace
 
@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from persona.prototypes import Server
-from recsys.methods import Problem, prototypes, train_method
-from recsys.methods.cluster import ClusterLayers, mean_embedding
-from recsys.methods.prototypes import ServedAtLevel, best_bank, training_contexts
+from recsys.methods import Problem, train_method
+from recsys.methods.cluster import ClusterLayers, mean_embedding, training_contexts
 from tests.recsys.toy import SMALL, walks
 
 
@@ -56,28 +54,6 @@ def test_apg_generates_low_rank_layers_that_keep_signals_alive(problem):
         size = torch.linalg.matrix_norm(layer.dense().weight, ord=2)
         assert (size > 0.3).all()
     assert (edit.flat()[0] - edit.flat()[1:]).norm(dim=1).max() > 1e-3, "another device gets other layers"
-
-
-def test_the_bank_is_the_one_whose_prototypes_validate_best(problem, editor):
-    scores = {}
-    for size in (1, 3, 6):
-        bank = best_bank(problem, editor, (size,))
-        assert len(bank) == size
-        scorer = ServedAtLevel(editor, Server(editor.editor, bank), "prototype")
-        scores[size] = problem.validation.run(scorer).summary["uauc"]
-    assert len(set(scores.values())) > 1
-    assert len(best_bank(problem, editor, (1, 3, 6))) == max(scores, key=lambda size: scores[size])
-    assert "test" not in vars(problem)
-
-
-def test_an_editor_that_makes_one_edit_only_has_one_prototype(problem):
-    """What early stopping leaves where no epoch beat the host: heads of zero."""
-    host = problem.early_host()
-    idle = problem.new_editor(host)
-    idle.host = host.digest()
-    model = prototypes.Personalised(host, idle, fixed_host=True).eval()
-    assert len(best_bank(problem, model)) == 1
-    assert len(best_bank(problem, model, (4,))) == 1
 
 
 def test_training_contexts_are_distinct_and_come_before_validation(problem, editor):

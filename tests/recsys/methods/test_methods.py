@@ -10,13 +10,13 @@ import torch
 
 from persona.comparison import Measured, compare
 from persona.errors import ConfigError
+from persona.methods import FLOAT_BYTES, ReadBeforeReport
 from persona.storage import read_json
 from recsys.data.batches import Context
 from recsys.methods import METHODS, Problem, measure, train_configured, train_method
 from recsys.methods.persona import GATES, PARTS, _gated
-from recsys.methods.problem import FLOAT_BYTES
-from recsys.methods.prototypes import training_contexts
 from recsys.personalised import Personalised
+from tests.persona.sealed import sealed
 from tests.recsys.toy import SMALL, walks
 
 
@@ -27,10 +27,9 @@ def problem(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(problem):
-    """Every method, trained once."""
-    methods = {name: train_method(name, problem) for name in METHODS}
-    assert "test" not in vars(problem), "no training looks at test rows"
-    return methods
+    """Every method, trained once, on a problem whose test part explodes when it is touched."""
+    blind = sealed(Problem(walks(), SMALL, folder=problem.trainings.root))
+    return {name: train_method(name, blind) for name in METHODS}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,8 @@ def test_every_method_trains_and_is_measured(name, problem, trained, measured):
     assert (result.epochs, result.best_epoch) == (epochs, method.result.best_epoch)
     assert dict(result.chosen) == method.chosen
     assert result.units.tolist() == list(range(60))
-    assert result.summary == problem.test.run(method.scorer).summary
+    with problem.reporting():
+        assert result.summary == problem.test.run(method.scorer).summary
     assert 0 < result.summary["uauc"] < 1
     assert not any(module.training for module in method.scorer.host.modules())
 
@@ -119,7 +119,7 @@ def test_the_host_stays_as_it_is_under_an_editor(problem, trained):
 
 @torch.no_grad()
 def test_prototypes_come_near_the_editor_and_a_remainder_nearer(problem, trained):
-    context = problem.test.contexts.index_select(torch.arange(40))
+    context = problem.validation.contexts.index_select(torch.arange(40))
     exact = trained["persona_held_back"].scorer.edit(context)
     errors = {
         name: float((trained[name].scorer.edit(context) - exact).norm().mean() / exact.norm().mean())
@@ -188,9 +188,14 @@ def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
     assert trained["persona"].refresh_bytes <= 64
 
 
-def test_prototypes_see_training_contexts_only(problem, trained):
-    model = trained["persona_held_back"].scorer
-    assert len(training_contexts(problem, model)) <= len(problem.everything)
+def test_the_test_part_is_read_in_reports_alone(problem):
+    with pytest.raises(ReadBeforeReport, match="reporting"):
+        problem.test  # noqa: B018
+    with problem.reporting():
+        assert np.array_equal(problem.test.positions, problem.split.test)
+    blind = sealed(Problem(problem.data, problem.config))
+    with pytest.raises(AssertionError, match="a decision read the test part"):
+        blind.data.times[blind.split.test]
     assert not np.isin(problem.everything, problem.split.test).any()
 
 
@@ -246,14 +251,18 @@ def test_a_generating_editor_is_centred_on_the_host(problem, trained):
 def test_a_trained_host_knows_the_walks():
     """Chance is .5; the next item is certain nine times out of ten."""
     problem = Problem(walks(users=100), replace(SMALL, epochs=12, patience=12, dim=16))
-    assert problem.test.run(train_method("host", problem).scorer).summary["uauc"] > 0.85
+    host = train_method("host", problem).scorer
+    with problem.reporting():
+        assert problem.test.run(host).summary["uauc"] > 0.85
 
 
 def test_the_held_back_editor_learns_what_the_host_could_not_see():
     """Late in time all strides grow by three: only rows held back from the host show it."""
     config = replace(SMALL, protocol="time", epochs=10, patience=10, dim=16)
     problem = Problem(walks(users=100, events=14, turn=9), config)
-    host, edited = (problem.test.run(train_method(name, problem).scorer) for name in ("host", "persona_held_back"))
+    models = [train_method(name, problem).scorer for name in ("host", "persona_held_back")]
+    with problem.reporting():
+        host, edited = (problem.test.run(model) for model in models)
     assert edited.summary["uauc"] > host.summary["uauc"] + 0.03
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from persona.errors import ConfigError
+from tests.persona.sealed import sealed
 from tests.vision.common import toy_images
 from tests.vision.hosts.common import fresh_host
 from tests.vision.methods.test_methods import CONFIG
@@ -27,8 +28,8 @@ UNKNOWN = replace(CONFIG, host_groups="a,b", adapt_groups="a,b", test_groups="c"
 
 @pytest.fixture(scope="module")
 def unknown():
-    """Deployed on a population of which nobody has an image."""
-    return Problem(replace(DATA, groups=GROUPS), UNKNOWN)
+    """Deployed on a population of which nobody has an image, and no choice looks at one."""
+    return sealed(Problem(replace(DATA, groups=GROUPS), UNKNOWN))
 
 
 def test_populations_are_left_out_where_the_one_at_test_is_unknown(unknown):

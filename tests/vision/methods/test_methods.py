@@ -6,7 +6,9 @@ import torch
 
 from persona.comparison import compare
 from persona.errors import ConfigError
+from persona.methods import ReadBeforeReport
 from persona.storage import read_json
+from tests.persona.sealed import sealed
 from tests.vision.common import toy_images
 from tests.vision.hosts.common import fresh_host, pictures
 from vision.config import VisionConfig
@@ -55,19 +57,29 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def problem(folder):
-    return Problem(DATA, CONFIG, folder=folder)
+    """Its test part explodes when anything but a report touches it."""
+    return sealed(Problem(DATA, CONFIG, folder=folder))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_measured_and_kept(problem, method):
     measured = measure(problem, method)
-    assert measured.units.tolist() == problem.split.test.tolist()
+    assert measured.units.tolist() == Problem(DATA, CONFIG).split.test.tolist()
     assert set(measured.per_unit) == {"accuracy", "logloss"}
     assert measured.summary["forward_passes"] >= 1
     assert (measured.summary["backward_passes"] > 0) == (method in ("tent", "finetune_device"))
     assert (measured.refresh_bytes > 0) == method.startswith(("persona", "duet", "finetune_a", "finetune_i", "trained"))
     again = measure(Problem(DATA, CONFIG, folder=problem.trainings.root), method)
     assert again.summary == measured.summary
+
+
+def test_a_method_that_looks_at_test_devices_is_found_out(problem, monkeypatch):
+    monkeypatch.setitem(METHODS, "cheat", lambda problem: train_method("host", problem) if problem.test else None)
+    with pytest.raises(ReadBeforeReport):
+        measure(problem, "cheat")
+    monkeypatch.setitem(METHODS, "cheat", lambda problem: problem.data.positions_of(problem.split.test))
+    with pytest.raises(AssertionError, match="a decision read the test part"):
+        measure(problem, "cheat")
 
 
 def test_methods_are_compared_on_the_same_devices(problem):

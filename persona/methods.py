@@ -1,0 +1,298 @@
+"""What the methods of a comparison share, whatever the task: what they are given, what they return, how they are measured.
+
+Problem   one split, host and seed on one data set; its test part cannot be read before the report
+Trained   a method, ready to be evaluated
+measure   train and test one method, or take the result that is kept
+Modes     the ways to train an editor, and the choice among them by validation
+served    a method whose devices apply what a level of its bank sends
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from torch import nn
+
+from persona.comparison import Measured
+from persona.editor import ParameterEditor
+from persona.errors import ConfigError, nearest
+from persona.prototypes import HeadMetric, Server
+from persona.prototypes.fitted_format import load_fitted, save_fitted
+from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank
+from persona.storage import digest_json
+from persona.training.kept import OnEpoch, Trainings
+from persona.training.objective import FitResult
+
+FLOAT_BYTES = 4
+# The whole method: its editor is trained in the mode of the settings.
+WHOLE = "persona"
+
+
+class Data(Protocol):
+    """What a problem is about."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+
+
+class ProblemSettings(Protocol):
+    """What the settings of all tasks have."""
+
+    @property
+    def host(self) -> str:
+        """The kind of the host."""
+
+    @property
+    def seed(self) -> int:
+        """Of all that is random."""
+
+    @property
+    def mode(self) -> str:
+        """In which the editor is trained; ``auto`` lets validation choose."""
+
+    def host_settings(self) -> dict[str, Any]:
+        """What a trained host depends on."""
+
+    def editor_settings(self) -> dict[str, Any]:
+        """What a trained editor depends on besides its host."""
+
+
+DataT = TypeVar("DataT", bound=Data)
+ConfigT = TypeVar("ConfigT", bound=ProblemSettings)
+EvaluationT = TypeVar("EvaluationT")
+ModelT = TypeVar("ModelT")
+TrainedT = TypeVar("TrainedT", bound="Trained[Any]")
+ProblemT = TypeVar("ProblemT", bound="Problem[Any, Any, Any]")
+
+
+class ReadBeforeReport(RuntimeError):
+    """The test part was read while something was still to be trained or chosen."""
+
+
+@dataclass
+class Trained(Generic[ModelT]):
+    """A method, ready to be evaluated.
+
+    Attributes:
+        model: what is evaluated.
+        refresh_bytes: what one device receives when the method adapts it once, in float32.
+        result: what its own training did; a host that methods share is not its own.
+        chosen: settings that validation selected.
+    """
+
+    model: ModelT
+    refresh_bytes: int = 0
+    result: FitResult = field(default_factory=FitResult)
+    chosen: dict[str, float] = field(default_factory=dict)
+
+
+class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
+    """One split, host and seed on one data set: what methods learn from, are chosen by and are tested on.
+
+    Args:
+        data: events or images.
+        config: all settings.
+        folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
+            data with the same settings has the same place in it, so that only what changed is trained again.
+        on_epoch: called with the name of a training and the metrics of each of its epochs.
+
+    Attributes:
+        edited: methods whose names start so depend on the settings of editors.
+        banked: methods with a prototype bank.
+    """
+
+    edited: ClassVar[tuple[str, ...]]
+    banked: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self, data: DataT, config: ConfigT, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
+    ) -> None:
+        self.data, self.config = data, config
+        self.trainings = Trainings(
+            folder,
+            f"{config.host}-seed{config.seed}",
+            {"data": data.digest, **config.host_settings()},
+            config.editor_settings(),
+            self.edited,
+            on_epoch,
+        )
+        self._reports = False
+
+    def with_config(self, config: ConfigT) -> Self:
+        """The same data, folder and listener under other settings."""
+        return type(self)(self.data, config, folder=self.trainings.root, on_epoch=self.trainings.on_epoch)
+
+    @property
+    def test(self) -> EvaluationT:
+        """What is only ever reported.
+
+        Raises:
+            ReadBeforeReport: outside ``reporting``.
+        """
+        if not self._reports:
+            raise ReadBeforeReport(
+                "the test part is for reports alone: decide on `validation`, and read `test` within "
+                "`with problem.reporting():` once everything is chosen"
+            )
+        return self._test
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """A block that may read ``test``: whatever it reports has been trained and chosen before."""
+        before, self._reports = self._reports, True
+        try:
+            yield
+        finally:
+            self._reports = before
+
+    @property
+    @abstractmethod
+    def validation(self) -> EvaluationT:
+        """What selects epochs and settings."""
+
+    @abstractmethod
+    def score(self, model: Any) -> float:
+        """The metric that selects, of ``model`` on the validation part."""
+
+    @abstractmethod
+    def tested(self, trained: Any) -> Measured:
+        """What a method achieves on the test part, and what only the task knows of its cost; yet without its name."""
+
+    @property
+    def bank_config(self) -> BankConfig:
+        """How the banks of methods are made."""
+        return BankConfig()
+
+    def kept_bank(
+        self, editor: ParameterEditor, settings: BankConfig, contexts: Contexts, fit: Callable[[], FittedBank]
+    ) -> FittedBank:
+        """The bank of an editor that is in the problem's folder, or else what ``fit`` makes, which is kept there."""
+        folder = self.trainings.folder_of(WHOLE)
+        if folder is None:
+            return fit()
+        metric = HeadMetric(editor)
+        key = {"recipe": RECIPE, "host": metric.host, "editor": metric.editor, **asdict(settings)}
+        place = folder / "banks" / digest_json(key)[:16]
+        if place.exists():
+            return load_fitted(place, contexts)
+        fitted = fit()
+        save_fitted(place, fitted)
+        return fitted
+
+    def depends(self, method: str) -> dict[str, Any]:
+        """What the result of a method depends on besides the settings of host and editor; empty for most."""
+        if method not in self.banked:
+            return {}
+        mode = {"mode": self.config.mode} if method == WHOLE else {}
+        return {"recipe": RECIPE, "bank": asdict(self.bank_config), **mode}
+
+    @cached_property
+    def _test(self) -> EvaluationT:
+        return self._make_test()
+
+    @abstractmethod
+    def _make_test(self) -> EvaluationT:
+        """The evaluation on the test part."""
+
+
+Method = Callable[[ProblemT], TrainedT]
+
+
+def train_method(name: str, problem: ProblemT, methods: Mapping[str, Method[ProblemT, TrainedT]]) -> TrainedT:
+    """Train the method called ``name``.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in methods:
+        raise ConfigError(f"unknown method {name!r}: {nearest(name, methods)}")
+    return methods[name](problem)
+
+
+def measure(problem: ProblemT, name: str, methods: Mapping[str, Method[ProblemT, TrainedT]]) -> Measured:
+    """Train and test one method, or take the result that is already in the problem's folder."""
+
+    def report() -> Measured:
+        trained = train_method(name, problem, methods)
+        with problem.reporting():
+            tested = problem.tested(trained)
+        return replace(
+            tested,
+            method=name,
+            refresh_bytes=trained.refresh_bytes,
+            epochs=trained.result.epochs,
+            best_epoch=trained.result.best_epoch,
+            history=trained.result.history,
+            chosen={setting: float(value) for setting, value in trained.chosen.items()},
+        )
+
+    return problem.trainings.measured(name, report, problem.depends(name))
+
+
+@dataclass(frozen=True)
+class Modes(Generic[ProblemT, TrainedT]):
+    """The ways to train an editor.
+
+    Attributes:
+        trainers: by name.
+        candidates: those that ``auto`` tries.
+    """
+
+    trainers: Mapping[str, Method[ProblemT, TrainedT]]
+    candidates: Callable[[ProblemT], Sequence[str]]
+
+    def selected(self, problem: ProblemT) -> tuple[str, TrainedT]:
+        """The mode of training that validation prefers, the first of equals, and what it trained."""
+        trained = {mode: self.trainers[mode](problem) for mode in self.candidates(problem)}
+        best = max(trained, key=lambda mode: problem.score(trained[mode].model))
+        trained[best].chosen = {**trained[best].chosen, best: 1.0}
+        return best, trained[best]
+
+    def configured(self, problem: ProblemT) -> tuple[str, TrainedT]:
+        """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
+        mode = problem.config.mode
+        return self.selected(problem) if mode == "auto" else (mode, self.trainers[mode](problem))
+
+
+class Served(Protocol):
+    """A model whose devices apply what a level of a bank sends."""
+
+    server: Server
+    level: str
+
+
+def served(trained: TrainedT, model: Served) -> TrainedT:
+    """The method whose devices hold the bank of ``model``, which serves what ``trained`` has learned."""
+    return replace(
+        trained,
+        model=model,
+        refresh_bytes=model.server.payload_bytes(model.level),
+        chosen={**trained.chosen, "prototypes": float(len(model.server.bank))},
+    )
+
+
+class AdaptiveHost(Protocol):
+    """A host some of whose layers are adaptive."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them."""
+
+    def adaptive_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the adaptive layers."""
+
+
+def adaptive_bytes(host: AdaptiveHost) -> int:
+    """Bytes of all adaptive layers in float32: a full edit, or the layers themselves."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.adaptive_parameters())
+
+
+def all_bytes(host: AdaptiveHost) -> int:
+    """Bytes of the whole host in float32."""
+    return FLOAT_BYTES * sum(p.numel() for p in host.parameters())
