@@ -7,6 +7,7 @@ from functools import partial
 
 from persona.comparison import Measured
 from persona.errors import ConfigError, nearest
+from recsys.evaluation import REPORTED
 from recsys.methods.apg import train_apg
 from recsys.methods.cluster import finetune_cluster
 from recsys.methods.cost import extra_parameters, refresh_seconds
@@ -25,9 +26,21 @@ from recsys.methods.persona import (
 )
 from recsys.methods.problem import Problem, Trained
 from recsys.methods.prototypes import train_basis, train_persona, train_prototypes
+from recsys.methods.rivals import (
+    train_item_knn,
+    train_markov,
+    train_personal,
+    train_popularity,
+    train_popularity_recent,
+)
 
 METHODS: dict[str, Callable[[Problem], Trained]] = {
     "host": train_host,
+    "popularity": train_popularity,
+    "popularity_recent": train_popularity_recent,
+    "item_knn": train_item_knn,
+    "markov": train_markov,
+    "personal": train_personal,
     "trained_longer": train_longer,
     "finetune_all": finetune_all,
     "finetune_adaptive": finetune_adaptive,
@@ -47,6 +60,9 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona": train_persona,
 }
 
+# Whatever is compared, these are compared, too: who does not beat them needs no model.
+RIVALS = ("popularity_recent", "item_knn")
+
 
 def train_method(name: str, problem: Problem) -> Trained:
     """Train the method called ``name``.
@@ -61,7 +77,8 @@ def train_method(name: str, problem: Problem) -> Trained:
 
 def measure(problem: Problem, method: str) -> Measured:
     """Train and test one method, or take the result that is already in the problem's folder."""
-    return problem.trainings.measured(method, partial(_measure, problem, method))
+    needed = REPORTED[problem.config.protocol]
+    return problem.trainings.measured(method, partial(_measure, problem, method), needed)
 
 
 def _measure(problem: Problem, method: str) -> Measured:
@@ -83,4 +100,4 @@ def _measure(problem: Problem, method: str) -> Measured:
     )
 
 
-__all__ = ["METHODS", "Problem", "Trained", "measure", "train_configured", "train_method"]
+__all__ = ["METHODS", "RIVALS", "Problem", "Trained", "measure", "train_configured", "train_method"]

@@ -22,7 +22,7 @@ from persona.training.ranks import current
 from recsys.config import RecsysConfig
 from recsys.data.protocols import Split, hold_back, make_split
 from recsys.data.sequences import SequenceData
-from recsys.evaluation import Evaluation, Scorer
+from recsys.evaluation import Evaluation, Follower, Scorer, reported
 from recsys.hosts import Host, make_host
 from recsys.objectives import RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
@@ -45,7 +45,7 @@ class Trained:
         chosen: settings that validation rows selected.
     """
 
-    scorer: Scorer
+    scorer: Scorer | Follower
     refresh_bytes: int
     result: FitResult
     chosen: dict[str, float] = field(default_factory=dict)
@@ -93,14 +93,16 @@ class Problem:
         """Rows that select epochs and settings."""
         return self._evaluation(self.split.validation, self.config.validation_events)
 
-    def score(self, scorer: Scorer) -> float:
+    def score(self, scorer: Scorer | Follower) -> float:
         """The metric that selects, of ``scorer`` on the validation rows."""
         return self.validation.run(scorer).summary[self.config.monitor]
 
     @cached_property
     def test(self) -> Evaluation:
-        """Rows that are only ever reported."""
-        return self._evaluation(self.split.test, None)
+        """Rows that are only ever reported, beyond accuracy and under ``time`` by several protocols."""
+        rows = self._evaluation(self.split.test, None)
+        rows.known = np.bincount(self.data.items[self.everything], minlength=self.data.n_items + 1)
+        return reported(rows, attends=self.config.host == "din") if self.config.protocol == "time" else rows
 
     @cached_property
     def held_back(self) -> Split:

@@ -38,7 +38,9 @@ Baskets = Annotated[
 MinEvents = Annotated[int, typer.Option(min=1, help="Leave out users and items with fewer events, counted once.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]
-Methods = Annotated[str, typer.Option(help="Comma-separated methods; all by default.")]
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated methods; all by default. The host and simple rivals are always among them.")
+]
 Protocols = Annotated[str, typer.Option(help="Comma-separated protocols to evaluate under; the first one is released.")]
 
 LevelOption = Annotated[
@@ -330,9 +332,9 @@ def _evaluate(
 ) -> list[Comparison]:
     from persona.comparison import with_host
     from pipelines.steps import recsys as recsys_steps
-    from recsys.methods import METHODS
+    from recsys.methods import METHODS, RIVALS
 
-    total = len(protocols) * seeds * len(with_host(methods, METHODS))
+    total = len(protocols) * seeds * len(with_host(methods, METHODS, RIVALS))
     with console.progress("methods", total) as advance:
         return recsys_steps.evaluate(
             settings,
