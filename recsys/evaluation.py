@@ -144,7 +144,6 @@ class Evaluation:
         for prefix, other in self.alongside.items():
             found = other.run(scorer)
             own.summary.update({f"{prefix}_{name}": value for name, value in found.summary.items()})
-            own.summary[f"{prefix}_events"] = float(len(other.positions))
             own.per_user.update({f"{prefix}_{name}": values for name, values in found.per_user.items()})
         return own
 
@@ -165,14 +164,15 @@ class Evaluation:
         totals: dict[str, float] = {}
         if self.known is not None:
             per_user |= metrics.beyond_accuracy(lists, self.users, self.known)
-            per_user |= self._by_novelty_of_the_target(ranks, ties)
+            per_user |= self._cold_and_warm(ranks, ties)
             cold = self.known[self.data.items[self.positions]] == 0
-            totals = {"coverage": metrics.coverage(lists, self.data.n_items), "cold_targets": float(cold.mean())}
+            totals["coverage"] = metrics.coverage(lists, self.data.n_items)
+            totals |= {"cold_targets": float(cold.mean()), "events": float(len(cold))}
         summary = {name: float(values.mean()) for name, values in per_user.items()} | totals
         return Evaluated(summary, per_user, np.unique(self.users))
 
-    def _by_novelty_of_the_target(self, ranks: NDArray[np.float64], ties: Int64Array) -> dict[str, NDArray[np.float64]]:
-        """``ndcg_10`` on targets that training never saw and on those it did, each of the users who have any."""
+    def _cold_and_warm(self, ranks: NDArray[np.float64], ties: Int64Array) -> dict[str, NDArray[np.float64]]:
+        """``ndcg_10`` on targets that training never saw and on those it did, each of the users who have any, if two do."""
         assert self.known is not None
         seen = self.known[self.data.items[self.positions]] > 0
         return {
@@ -180,7 +180,7 @@ class Evaluation:
                 f"ndcg_{LIST}"
             ]
             for name, rows in (("cold", ~seen), ("warm", seen))
-            if rows.any()
+            if len(np.unique(self.users[rows])) > 1  # no interval over fewer
         }
 
     def _at(self, scorer: Scorer | Follower, rows: Tensor) -> Scorer:
