@@ -147,6 +147,11 @@ def metric_name(protocol: str, metric: str) -> str:
     return name
 
 
+def is_own(method: str) -> bool:
+    """Whether a method is Persona or one of its forms; ``personal``, a user's own counts, is none."""
+    return method == "persona" or method.startswith("persona_")
+
+
 def with_host(methods: Sequence[str], known: Collection[str], rivals: Collection[str] = ()) -> list[str]:
     """The methods asked for, all that are known if none, each once, with the host as their reference and ``rivals`` behind it.
 

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,19 +25,25 @@ from recsys.evaluation import Scorer
 from recsys.methods.problem import FLOAT_BYTES, Problem, Trained
 from recsys.methods.stream import Floats, Int64Array, Pairs, Stream
 
-# Half-lives of popularity, as shares of all events, and of a user's own history, in events.
+# Half-lives in events: of popularity as shares of the stream, of a user's own history.
 SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 OWN = (1.0, 4.0, 16.0, 64.0)
 # Observations that the back-off to popularity is worth.
 BACK_OFF = (1.0, 10.0, 100.0)
-STEPS = 5  # events apart that make a co-visit
-RECENT = 10  # latest items of a user that ask for their neighbours
-LATEST = 2000  # co-visits of one item that count
+STEPS = (5.0, 10.0)  # events apart that make a co-visit
+RECENT = 20  # latest items of a user that ask for their neighbours
+LATEST = 500  # co-visits of one item that count
 PAIR_BYTES = 2 * FLOAT_BYTES  # an item and a weight
 
 
 class Rival(ABC):
-    """Scores the catalogue for one row after another, by what the stream knew at its moment."""
+    """Scores the catalogue for one row after another, by what the stream knew at its moment.
+
+    Attributes:
+        refresh_bytes: what a device needs to be up to date.
+    """
+
+    refresh_bytes = 0
 
     def __init__(self, stream: Stream) -> None:
         self.stream, self.data = stream, stream.data
@@ -81,6 +88,8 @@ class Popularity(Rival):
     def __init__(self, stream: Stream, half_life: float = np.inf) -> None:
         super().__init__(stream)
         self.half_life = half_life
+        if stream.live:
+            self.refresh_bytes = FLOAT_BYTES * self.data.n_items
 
     def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
         """As in ``Rival``."""
@@ -93,40 +102,39 @@ class ItemKNN(Rival):
     An item's row of the matrix of co-visits is the sum over its latest pairs, which bounds the time of an answer.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, steps: float) -> None:
         super().__init__(stream)
-        self.pairs = Pairs(stream, STEPS, both=True)
+        self.pairs = Pairs(stream, int(steps), both=True)
+        self.refresh_bytes = PAIR_BYTES * self.pairs.counting(LATEST)
 
     def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
         """As in ``Rival``."""
         known = self.stream.before(positions)
         for row, counts in self.stream.counts(known):
-            targets, weights = [np.zeros(0, np.int32)], [np.zeros(0)]
-            for age, item in enumerate(self.history(positions[row])[:RECENT]):
-                own = self.pairs.of(item, known[row], LATEST)
-                weight = self.pairs.weights[own]
-                targets.append(self.pairs.targets[own])
-                weights.append(weight / ((1 + age) * np.sqrt(weight.sum())))
-            found = np.bincount(np.concatenate(targets), np.concatenate(weights), self.data.n_items + 1)
+            items = self.history(positions[row])[:RECENT]
+            places, of = self.pairs.of(items, known[row], LATEST)
+            weights = self.pairs.weights[places]
+            norms = (1 + np.arange(len(items))) * np.sqrt(np.bincount(of, weights, len(items)))
+            found = np.bincount(self.pairs.targets[places], weights / norms[of], self.data.n_items + 1)
             yield row, found / np.sqrt(counts + 1)
 
 
 class Markov(Rival):
     """Share of transitions from the user's last item, backed off to shares of all events."""
 
-    def __init__(self, stream: Stream, back_off: float = 10.0) -> None:
-        super().__init__(stream)
-        self.pairs, self.back_off = Pairs(stream, 1, both=False), back_off
+    def __init__(self, following: Pairs, back_off: float) -> None:
+        super().__init__(following.stream)
+        self.following, self.back_off = following, back_off
+        self.refresh_bytes = PAIR_BYTES * len(following.targets) + FLOAT_BYTES * self.data.n_items
 
     def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
         """As in ``Rival``."""
         known = self.stream.before(positions)
         for row, counts in self.stream.counts(known):
             share = (counts + 0.5) / (counts + 0.5).sum()
-            [last] = self.history(positions[row])[:1]
-            own = self.pairs.of(last, known[row])
-            follow = np.bincount(self.pairs.targets[own], minlength=self.data.n_items + 1)
-            yield row, (follow + self.back_off * share) / (own.stop - own.start + self.back_off)
+            places, _ = self.following.of(self.history(positions[row])[:1], known[row], len(self.stream))
+            follow = np.bincount(self.following.targets[places], minlength=self.data.n_items + 1)
+            yield row, (follow + self.back_off * share) / (len(places) + self.back_off)
 
 
 class Personal(Rival):
@@ -145,46 +153,40 @@ class Personal(Rival):
 
 
 def train_popularity(problem: Problem) -> Trained:
-    """All-time counts of what training knew; it goes out with the release, and nothing is refreshed."""
-    return _best(problem, lambda _: Popularity(Stream(problem.data, _known(problem), live=False)), 0)
+    """All-time counts of what training knew; they go out with the release, and nothing is refreshed."""
+    return _best(problem, "", (np.inf,), partial(Popularity, Stream(problem.data, _known(problem), live=False)))
 
 
 def train_popularity_recent(problem: Problem) -> Trained:
     """Decayed counts of the events before each answer; a refresh sends the count of every item."""
     # Without a time that all users share, every event is as recent as any other.
     stream = Stream(problem.data, _learnable(problem), live=not problem.data.ordered_only)
-    size = FLOAT_BYTES * problem.data.n_items
-    return _best(problem, lambda share: Popularity(stream, share * len(stream)), size, "half_life_share", SHARES)
+    return _best(problem, "half_life", [share * len(stream) for share in SHARES], partial(Popularity, stream))
 
 
 def train_item_knn(problem: Problem) -> Trained:
     """Items that were near the user's latest ones in anybody's history; a refresh sends all co-visits that count."""
-    rival = ItemKNN(_stream(problem))
-    return _best(problem, lambda _: rival, PAIR_BYTES * len(rival.pairs))
+    return _best(problem, "steps", STEPS, partial(ItemKNN, _stream(problem)))
 
 
 def train_markov(problem: Problem) -> Trained:
     """What followed the user's last item in anybody's history; a refresh sends all transitions and counts."""
-    stream = _stream(problem)
-    size = PAIR_BYTES * len(stream) + FLOAT_BYTES * problem.data.n_items
-    return _best(problem, lambda value: Markov(stream, value), size, "back_off", BACK_OFF)
+    return _best(problem, "back_off", BACK_OFF, partial(Markov, Pairs(_stream(problem), 1, both=False)))
 
 
 def train_personal(problem: Problem) -> Trained:
     """What the user had before, which the device knows itself: nothing travels."""
-    stream = _stream(problem)
-    return _best(problem, lambda value: Personal(stream, value), 0, "half_life", OWN)
+    return _best(problem, "half_life", OWN, partial(Personal, _stream(problem)))
 
 
-def _best(
-    problem: Problem, make: Callable[[float], Rival], size: int, name: str = "", values: Sequence[float] = (0.0,)
-) -> Trained:
-    """The rival whose setting ``name``, of ``values``, validates best; where there is none to choose, the only one."""
+def _best(problem: Problem, name: str, values: Sequence[float], make: Callable[[float], Rival]) -> Trained:
+    """The rival whose setting ``name``, of ``values``, validates best; where there is no choice, the only one."""
     started = time.perf_counter()
-    scores = {value: problem.score(make(value)) for value in values}
+    made = {value: make(value) for value in values}
+    scores = {value: problem.score(rival) for value, rival in made.items()}
     best = max(scores, key=lambda value: scores[value])
     result = FitResult(best_value=scores[best], seconds=time.perf_counter() - started)
-    return Trained(make(best), size, result, chosen={name: best} if name else {})
+    return Trained(made[best], made[best].refresh_bytes, result, chosen={name: best} if len(values) > 1 else {})
 
 
 def _stream(problem: Problem) -> Stream:

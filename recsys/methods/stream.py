@@ -81,6 +81,7 @@ class Pairs:
     """
 
     def __init__(self, stream: Stream, steps: int, both: bool) -> None:
+        self.stream = stream
         order = np.argsort(stream.events)
         positions, rank = stream.events[order], order
         users, items = stream.data.user_of(positions), stream.items[order]
@@ -90,21 +91,30 @@ class Pairs:
             ends = (items[first], items[first + distance])
             moment = np.maximum(rank[first], rank[first + distance])
             for source, target in (ends, ends[::-1]) if both else (ends,):
-                sources.append(source)
+                sources.append(source.astype(np.int64))
                 targets.append(target)
                 moments.append(moment)
                 weights.append(np.full(len(first), 1 / distance))
         source, moment = np.concatenate(sources), np.concatenate(moments)
         by_source = np.lexsort((moment, source))
         self.targets, self.weights = np.concatenate(targets)[by_source], np.concatenate(weights)[by_source]
-        self._moments = moment[by_source]
-        self._starts = np.searchsorted(source[by_source], np.arange(stream.data.n_items + 2))
+        # One ascending key over all first items: the number of events is above every moment.
+        self._width = len(stream) + 1
+        self._keys = source[by_source] * self._width + moment[by_source]
 
-    def __len__(self) -> int:
-        return len(self.targets)
+    def counting(self, latest: int) -> int:
+        """How many pairs count where of each first item the ``latest`` do."""
+        return int(np.minimum(np.bincount(self._keys // self._width), latest).sum())
 
-    def of(self, item: int, known: int, latest: int | None = None) -> slice:
-        """Where the pairs of ``item`` lie that ``known`` events make; of these the ``latest``, if it is given."""
-        start, stop = int(self._starts[item]), int(self._starts[item + 1])
-        stop = start + int(np.searchsorted(self._moments[start:stop], known))
-        return slice(start if latest is None else max(start, stop - latest), stop)
+    def of(self, items: NDArray[np.integer], known: int, latest: int) -> tuple[Int64Array, Int64Array]:
+        """The pairs of ``items`` (n,) that ``known`` events make, of each item the ``latest`` at most.
+
+        Returns:
+            For each of the M pairs, where it lies in ``targets`` and ``weights``, and the index into ``items`` that it is of.
+        """
+        keys = items.astype(np.int64) * self._width
+        stops = np.searchsorted(self._keys, keys + known)
+        lengths = np.minimum(stops - np.searchsorted(self._keys, keys), latest)
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(stops - ends, lengths)
+        return places, np.repeat(np.arange(len(items)), lengths)

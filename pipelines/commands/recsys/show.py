@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pipelines.steps.workspace import Workspace
 
 SETTINGS = "settings.json"
-OWN = "persona"  # how the methods of this project begin
 # Whose values a comparison under a protocol averages.
 COUNTED = {"time": "users with events after the cut"}
 
@@ -68,11 +67,13 @@ def verdict(found: Comparison, metric: str) -> str:
 
 def strongest(found: Comparison) -> str:
     """Which method without Persona is best by the last headline, and how the best one with it stands against that."""
+    from persona.comparison import is_own
+
     metric = found.headlines[-1]
     ranked = sorted(found.rows, key=lambda row: row.metrics[metric], reverse=True)
-    rival = next(row for row in ranked if not row.method.startswith(OWN))
+    rival = next(row for row in ranked if not is_own(row.method))
     said = f"{found.protocol}/{metric}, strongest rival: {rival.method} with {rival.metrics[metric]:.4f}"
-    own = next((row for row in ranked if row.method.startswith(OWN)), None)
+    own = next((row for row in ranked if is_own(row.method)), None)
     if own is None:
         return said
     return f"{said}; {own.method} against it {found.between(own.method, rival.method)[metric].interval}"

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from recsys.data.batches import Context
 from recsys.methods import METHODS, RIVALS, Problem, measure, rivals, train_method
+from recsys.methods.stream import Pairs
 from tests.recsys.toy import ITEMS, SMALL, sequences, walks
 
 SIMPLE = ("popularity", "popularity_recent", "item_knn", "markov", "personal")
@@ -19,8 +20,8 @@ DATA = walks(users=25, events=12)
 MADE = {
     "popularity": lambda problem: train_method("popularity", problem).scorer,
     "popularity_recent": lambda problem: rivals.Popularity(rivals._stream(problem), 40.0),
-    "item_knn": lambda problem: rivals.ItemKNN(rivals._stream(problem)),
-    "markov": lambda problem: rivals.Markov(rivals._stream(problem), 10.0),
+    "item_knn": lambda problem: rivals.ItemKNN(rivals._stream(problem), 5),
+    "markov": lambda problem: rivals.Markov(Pairs(rivals._stream(problem), 1, both=False), 10.0),
     "personal": lambda problem: rivals.Personal(rivals._stream(problem), 4.0),
 }
 

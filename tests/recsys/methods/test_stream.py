@@ -48,15 +48,22 @@ def test_pairs_are_items_of_one_user_near_each_other_once_both_are_known(both):
                         a, b = DATA.items[first], DATA.items[second]
                         expected[a, b] += 1 / (second - first)
                         expected[b, a] += both / (second - first)
-        for item in range(1, ITEMS + 1):
-            place = pairs.of(item, known)
-            found = np.bincount(pairs.targets[place], pairs.weights[place], ITEMS + 1)
-            np.testing.assert_allclose(found, expected[item])
+        items = np.arange(ITEMS, 0, -1)
+        places, of = pairs.of(items, known, DATA.n_events)
+        found = np.zeros_like(expected)
+        np.add.at(found, (items[of], pairs.targets[places]), pairs.weights[places])
+        np.testing.assert_allclose(found, expected)
 
 
 def test_the_latest_pairs_are_the_last_that_became_known():
     pairs = Pairs(stream(), steps=1, both=True)
-    item = int(np.bincount(DATA.items).argmax())
-    whole = pairs.of(item, DATA.n_events)
-    assert whole.stop - whole.start > 2
-    assert pairs.of(item, DATA.n_events, latest=2) == slice(whole.stop - 2, whole.stop)
+    items = np.array([0, 3, 7])
+    whole, owners = pairs.of(items, DATA.n_events, DATA.n_events)
+    counts = np.bincount(owners, minlength=3)
+    assert counts[0] == 0
+    assert counts[1:].min() > 2
+    places, of = pairs.of(items, DATA.n_events, 2)
+    assert of.tolist() == [1, 1, 2, 2]
+    assert places.tolist() == [*whole[owners == 1][-2:], *whole[owners == 2][-2:]]
+    per_item = np.bincount(pairs.of(np.arange(ITEMS + 1), DATA.n_events, DATA.n_events)[1])
+    assert pairs.counting(2) == np.minimum(per_item, 2).sum()
