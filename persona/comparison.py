@@ -147,8 +147,13 @@ def metric_name(protocol: str, metric: str) -> str:
     return name
 
 
-def with_host(methods: Sequence[str], known: Collection[str]) -> list[str]:
-    """The methods asked for, all that are known if none, each once, with the host as their reference.
+def is_own(method: str) -> bool:
+    """Whether a method is Persona or one of its forms; ``personal``, a user's own counts, is none."""
+    return method == "persona" or method.startswith("persona_")
+
+
+def with_host(methods: Sequence[str], known: Collection[str], rivals: Collection[str] = ()) -> list[str]:
+    """The methods asked for, all that are known if none, each once, with the host as their reference and ``rivals`` behind it.
 
     Raises:
         ConfigError: a name is unknown.
@@ -157,7 +162,11 @@ def with_host(methods: Sequence[str], known: Collection[str]) -> list[str]:
         if name not in known:
             raise ConfigError(f"unknown method {name!r}: {nearest(name, known)}")
     chosen = list(dict.fromkeys(methods)) or list(known)
-    return chosen if REFERENCE in chosen else [REFERENCE, *chosen]
+    if REFERENCE not in chosen:
+        chosen.insert(0, REFERENCE)
+    behind = chosen.index(REFERENCE) + 1
+    chosen[behind:behind] = [name for name in rivals if name not in chosen]
+    return chosen
 
 
 def compare(seeds: Sequence[Mapping[str, Measured]], reference: str = REFERENCE) -> list[Row]:

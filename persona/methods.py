@@ -10,7 +10,7 @@ served    a method whose devices apply what a level of its bank sends
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -130,6 +130,11 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
         return type(self)(self.data, config, folder=self.trainings.root, on_epoch=self.trainings.on_epoch)
 
     @property
+    def needed(self) -> Collection[str]:
+        """Metrics without which a kept result is of an earlier release, and made again."""
+        return ()
+
+    @property
     def test(self) -> EvaluationT:
         """What is only ever reported.
 
@@ -233,7 +238,7 @@ def measure(problem: ProblemT, name: str, methods: Mapping[str, Method[ProblemT,
             chosen={setting: float(value) for setting, value in trained.chosen.items()},
         )
 
-    return problem.trainings.measured(name, report, problem.depends(name))
+    return problem.trainings.measured(name, report, problem.depends(name), problem.needed)
 
 
 @dataclass(frozen=True)

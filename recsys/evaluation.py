@@ -3,6 +3,9 @@
 ``sampled``: the target against seeded uniform negatives that its user never touched (protocols ``paper`` and ``time``).
 ``full``: the target against the whole catalogue, without the items its user has seen before (protocol ``full``).
 
+What is reported under ``time`` is all of it: besides uniform negatives the whole catalogue, and as a control of what is
+personal, negatives drawn by popularity (``reported``).
+
 On many ranks each scores some blocks of rows; a block is computed as in one process, so that the metrics have the same bits.
 
 Shapes: E events, C candidates, V items, U distinct users.
@@ -10,33 +13,39 @@ Shapes: E events, C candidates, V items, U distinct users.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from persona.errors import DataError
 from persona.torch_device import device_of, moved
 from persona.training.ranks import Ranks, current
 from recsys import metrics
 from recsys.data.batches import Context
-from recsys.data.negatives import sample_negatives
+from recsys.data.negatives import popular_negatives, sample_negatives
 from recsys.data.sequences import SequenceData
 
 NEGATIVES = 99
 ROWS = 1024
 FULL_ROWS = 256  # of the whole catalogue
+LIST = 10  # items that a user is shown
+# Pairs of row and item that a report ranks at most: a minute of a host that multiplies vectors, and of one that lets every
+# item attend to the history.
+PAIRS, ATTENDED_PAIRS = 2**28, 2**23
+# Metrics by which a report tells that it was made with all evaluations that its protocol has.
+REPORTED = {"paper": ("uauc",), "full": ("ndcg_10", "novelty"), "time": ("uauc", "full_ndcg_10", "popular_uauc")}
 
 Int64Array = NDArray[np.int64]
 
 
 class Scorer(Protocol):
-    """Anything that can be evaluated; one with a ``host`` is asked, and answers, where that lies."""
+    """Anything that scores items by what is in a context; one with a ``host`` is asked, and answers, where that lies."""
 
     def score(self, context: Context, candidates: Tensor) -> Tensor:
         """Logits (B, C) of candidates (B, C)."""
@@ -45,13 +54,22 @@ class Scorer(Protocol):
         """Logits (B, V + 1); column 0 is -inf."""
 
 
+@runtime_checkable
+class Follower(Protocol):
+    """What scores items by where in the log they are asked for: it follows the stream."""
+
+    def at(self, positions: Int64Array) -> Scorer:
+        """The scorer of the contexts of these events (B,), which knows nothing of them and of what came later."""
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """What a method achieved.
 
     Attributes:
         summary: one number a metric.
-        per_user: (U,) values a metric, aligned with ``users``.
+        per_user: (U,) values a metric, aligned with ``users``; a metric of certain rows only (the ``cold`` ones, or a sample) has
+            a value for each user who has any of them, in the same order.
         users: (U,) the distinct users.
     """
 
@@ -71,6 +89,9 @@ class Evaluation:
         seed: of the negatives.
         negatives: how many, if sampled.
         limit: use at most this many events, drawn from ``seed`` (for validation during training).
+        known: (V + 1,) how often training saw each item. Where it is given, a full ranking is judged beyond accuracy, too.
+        popular: draw negatives as often as they are targets here, instead of uniformly.
+        alongside: evaluations whose metrics are reported with those of this one, by the prefix of their names.
 
     Raises:
         DataError: there are no events to evaluate on.
@@ -86,6 +107,9 @@ class Evaluation:
         seed: int = 0,
         negatives: int = NEGATIVES,
         limit: int | None = None,
+        known: Int64Array | None = None,
+        popular: bool = False,
+        alongside: Mapping[str, Evaluation] | None = None,
     ) -> None:
         if len(positions) == 0:
             raise DataError("there are no events to evaluate on: the log is too short for this protocol")
@@ -94,14 +118,18 @@ class Evaluation:
             positions = positions[np.sort(chosen)]
         self.data, self.positions, self.full, self.max_length = data, positions, full, max_length
         self.users = data.user_of(positions)
-        self.seed, self.negatives = seed, negatives
+        self.seed, self.negatives, self.known, self.popular = seed, negatives, known, popular
+        self.alongside = dict(alongside or {})
 
     @cached_property
     def candidates(self) -> Tensor:
         """(E, 1 + negatives) int64, column 0 the target."""
         rng = np.random.default_rng([self.seed, 1])
         count = min(self.negatives, self.data.n_items - 1)
-        drawn = sample_negatives(self.data, self.users, count, rng, distinct=True)
+        if self.popular:
+            drawn = popular_negatives(self.data, self.users, count, rng, self.data.items[self.positions])
+        else:
+            drawn = sample_negatives(self.data, self.users, count, rng, distinct=True)
         return torch.from_numpy(np.column_stack([self.data.items[self.positions], drawn]).astype(np.int64))
 
     @cached_property
@@ -111,28 +139,65 @@ class Evaluation:
         return Context(torch.from_numpy(items), torch.from_numpy(lengths))
 
     @torch.no_grad()
-    def run(self, scorer: Scorer) -> Evaluated:
-        """Score every row and compute the metrics of the protocol."""
-        blocks = torch.split(torch.arange(len(self.positions)), FULL_ROWS if self.full else ROWS)
-        distinct = np.unique(self.users)
+    def run(self, scorer: Scorer | Follower) -> Evaluated:
+        """Score every row and compute the metrics of the protocol, and those of the evaluations alongside."""
+        own = self._ranked(scorer) if self.full else self._sampled(scorer)
+        for prefix, other in self.alongside.items():
+            found = other.run(scorer)
+            own.summary.update({f"{prefix}_{name}": value for name, value in found.summary.items()})
+            own.per_user.update({f"{prefix}_{name}": values for name, values in found.per_user.items()})
+        return own
+
+    def _sampled(self, scorer: Scorer | Follower) -> Evaluated:
         device = device_of(scorer)
-        if self.full:
-            found = _shared(blocks, lambda rows: self._full_ranks(scorer, rows), current()).numpy()
-            per_user = metrics.ranking_metrics(found[:, 0], self.users, ties=found[:, 1].astype(np.int64))
-            return Evaluated({k: float(v.mean()) for k, v in per_user.items()}, per_user, distinct)
 
-        def sampled(rows: Tensor) -> Tensor:
+        def score(rows: Tensor) -> Tensor:
             asked = (self.contexts.index_select(rows), self.candidates[rows])
-            return scorer.score(*moved(asked, device)).cpu()
+            return self._at(scorer, rows).score(*moved(asked, device)).cpu()
 
-        scores = _shared(blocks, sampled, current()).numpy()
-        return Evaluated(metrics.summary(scores, self.users), metrics.per_user(scores, self.users), distinct)
+        blocks = torch.split(torch.arange(len(self.positions)), ROWS)
+        scores = _shared(blocks, score, current()).numpy()
+        users = np.unique(self.users)
+        return Evaluated(metrics.summary(scores, self.users), metrics.per_user(scores, self.users), users)
 
-    def _full_ranks(self, scorer: Scorer, rows: Tensor) -> Tensor:
-        """(B, 2) float64, rank and ties of the targets of ``rows`` in the catalogue without what the user has seen."""
+    def _ranked(self, scorer: Scorer | Follower) -> Evaluated:
+        blocks = torch.split(torch.arange(len(self.positions)), FULL_ROWS)
+        found = _shared(blocks, lambda rows: self._full_ranks(scorer, rows), current()).numpy()
+        ranks, ties, lists = found[:, 0], found[:, 1].astype(np.int64), found[:, 2:].astype(np.int64)
+        per_user = metrics.ranking_metrics(ranks, self.users, ties=ties)
+        totals: dict[str, float] = {}
+        if self.known is not None:
+            per_user |= metrics.beyond_accuracy(lists, self.users, self.known)
+            per_user |= self._cold_and_warm(ranks, ties)
+            cold = self.known[self.data.items[self.positions]] == 0
+            totals["coverage"] = metrics.coverage(lists, self.data.n_items)
+            totals |= {"cold_targets": float(cold.mean()), "events": float(len(cold))}
+        summary = {name: float(values.mean()) for name, values in per_user.items()} | totals
+        return Evaluated(summary, per_user, np.unique(self.users))
+
+    def _cold_and_warm(self, ranks: NDArray[np.float64], ties: Int64Array) -> dict[str, NDArray[np.float64]]:
+        """``ndcg_10`` on targets that training never saw and on those it did, each of the users who have any, if two do."""
+        assert self.known is not None
+        seen = self.known[self.data.items[self.positions]] > 0
+        return {
+            f"{name}_ndcg_{LIST}": metrics.ranking_metrics(ranks[rows], self.users[rows], (LIST,), ties[rows])[
+                f"ndcg_{LIST}"
+            ]
+            for name, rows in (("cold", ~seen), ("warm", seen))
+            if len(np.unique(self.users[rows])) > 1  # no interval over fewer
+        }
+
+    def _at(self, scorer: Scorer | Follower, rows: Tensor) -> Scorer:
+        return scorer.at(self.positions[rows.numpy()]) if isinstance(scorer, Follower) else scorer
+
+    def _full_ranks(self, scorer: Scorer | Follower, rows: Tensor) -> Tensor:
+        """(B, 2 + LIST) float64: rank and ties of the targets of ``rows`` in the catalogue without what the user has seen.
+
+        Behind them the items that the user would be shown, the best first; 0 where the catalogue has no more.
+        """
         positions = self.positions[rows.numpy()]
         contexts = moved(self.contexts.index_select(rows), device_of(scorer))
-        scores = scorer.score_catalogue(contexts).cpu().numpy()
+        scores = self._at(scorer, rows).score_catalogue(contexts).cpu().numpy()
         target = self.data.items[positions][:, None]
         positive = np.take_along_axis(scores, target, axis=1)
         start = self.data.offsets[self.users[rows.numpy()]]
@@ -140,9 +205,50 @@ class Evaluation:
         row = np.repeat(np.arange(len(positions)), counts)
         event = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + start[row]
         scores[row, self.data.items[event]] = -np.inf
+        np.put_along_axis(scores, target, positive, axis=1)
+        lists = _best(torch.from_numpy(scores))
         np.put_along_axis(scores, target, -np.inf, axis=1)
         greater, equal = metrics.tie_counts(np.concatenate([positive, scores], axis=1))
-        return torch.from_numpy(np.column_stack([1.0 + greater + 0.5 * equal, equal]))
+        return torch.from_numpy(np.column_stack([1.0 + greater + 0.5 * equal, equal, lists]))
+
+
+def _best(scores: Tensor) -> Tensor:
+    """(B, V + 1) scores, -inf where an item is not offered -> (B, LIST) items, the best first, 0 where no more are offered."""
+    values, items = torch.topk(scores, min(LIST, scores.shape[1]))
+    return nn.functional.pad(items.where(values.isfinite(), 0), (0, LIST - items.shape[1]))
+
+
+def reported(evaluation: Evaluation, *, attends: bool) -> Evaluation:
+    """``evaluation`` of a stream with the whole catalogue (``full``) and negatives drawn by popularity (``popular``) alongside.
+
+    Args:
+        evaluation: the test rows with uniform negatives; it knows how often training saw each item.
+        attends: whether every item attends to the history, which is slow: a smaller sample of rows is ranked.
+    """
+    data, rows = evaluation.data, evaluation.positions
+    limit = (ATTENDED_PAIRS if attends else PAIRS) // data.n_items
+    length, seed = evaluation.max_length, evaluation.seed
+    ranked = _spread(rows, evaluation.users, limit)
+    evaluation.alongside |= {
+        "full": Evaluation(data, ranked, max_length=length, full=True, seed=seed, known=evaluation.known),
+        "popular": Evaluation(data, rows, max_length=length, seed=seed, negatives=evaluation.negatives, popular=True),
+    }
+    return evaluation
+
+
+def _spread(positions: Int64Array, users: Int64Array, limit: int) -> Int64Array:
+    """At most ``limit`` of ``positions`` (E,), every user's share of them as even as can be, the same whatever the seed.
+
+    Every user has a row in the sample, be it beyond the limit, so that all have a value of every metric.
+    """
+    if limit >= len(positions):
+        return positions
+    shuffled = np.random.default_rng(17).permutation(len(positions))
+    by_user = shuffled[np.argsort(users[shuffled], kind="stable")]
+    _, first, counts = np.unique(users[by_user], return_index=True, return_counts=True)
+    turn = np.arange(len(by_user)) - np.repeat(first, counts)  # the rows of a user come one in each turn
+    chosen = by_user[np.argsort(turn, kind="stable")][: max(limit, len(counts))]
+    return positions[np.sort(chosen)]
 
 
 def _shared(blocks: Sequence[Tensor], work: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:

@@ -131,6 +131,43 @@ def ranking_metrics(
     return _user_means(_expected(greater, equal, ks), inverse, events)
 
 
+def coverage(lists: NDArray[np.integer], n_items: int) -> float:
+    """Share of the catalogue that is in anybody's list.
+
+    Args:
+        lists: [E, k] items, 0 where a list is shorter.
+        n_items: V.
+    """
+    return float(np.count_nonzero(np.unique(lists)) / n_items)
+
+
+def beyond_accuracy(
+    lists: NDArray[np.integer], users: NDArray[np.integer], known: NDArray[np.integer]
+) -> dict[str, NDArray[np.float64]]:
+    """What users are shown, besides whether it is right.
+
+    ``novelty`` is the mean self-information -log2 p of the items of a list, in bits, with p the item's share of the training
+    events, each item counted once more (Zhou et al., PNAS'10); ``cold_share`` the share of items that training never saw.
+
+    Args:
+        lists: [E, k] items, 0 where a list is shorter.
+        users: [E].
+        known: [V+1] training events of each item.
+
+    Returns:
+        Arrays [U] aligned with ``np.unique(users)``.
+    """
+    inverse, events = _user_index(users, len(lists))
+    shown = lists > 0
+    length = np.maximum(shown.sum(axis=1), 1)
+    information = np.log2(known[1:].sum() + len(known) - 1) - np.log2(known + 1.0)
+    values = {
+        "novelty": np.where(shown, information[lists], 0.0).sum(axis=1) / length,
+        "cold_share": (shown & (known[lists] == 0)).sum(axis=1) / length,
+    }
+    return _user_means(values, inverse, events)
+
+
 def _checked(scores: Floats) -> Floats:
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:

@@ -6,7 +6,7 @@ training that is done is taken from there, one that was interrupted goes on, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,16 +95,23 @@ class Trainings:
         return made.eval()
 
     def measured(
-        self, name: str, measure: Callable[[], Measured], depends: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        measure: Callable[[], Measured],
+        depends: Mapping[str, Any] | None = None,
+        needed: Collection[str] = (),
     ) -> Measured:
         """The result of ``name`` that is in its folder, or else what ``measure`` makes, which is kept there.
 
-        ``depends`` are settings, as JSON values, that this result depends on besides those of the folder.
+        ``depends`` are settings, as JSON values, that this result depends on besides those of the folder. A result of an earlier
+        release that lacks one of the metrics ``needed`` is made again.
         """
         folder = self.folder_of(name)
         results = None if folder is None else folder / (f"results-{digest_json(depends)[:8]}" if depends else "results")
         if results is not None and Measured.exists(results, name):
-            return Measured.load(results, name)
+            kept = Measured.load(results, name)
+            if kept.summary.keys() >= set(needed):
+                return kept
         found = measure()
         if results is not None:
             found.save(results)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from persona.comparison import REFERENCE, Measured, Row, compare
+from persona.bootstrap import SeedsInterval
+from persona.comparison import REFERENCE, Measured, Row, compare, differences
 from pipelines import tracking
 from pipelines.tracking import figures
 
@@ -58,6 +59,18 @@ class Comparison:
         """What one method achieved, seed by seed."""
         return [seed[method] for seed in self.measured]
 
+    def against(self, method: str) -> list[Row]:
+        """The methods with their differences to ``method`` instead of the host.
+
+        Raises:
+            ConfigError: it is not among them.
+        """
+        return compare(self.measured, method)
+
+    def between(self, method: str, other: str) -> dict[str, SeedsInterval]:
+        """For each metric ``method`` minus ``other``, with the interval over units."""
+        return differences(self.of(method), self.of(other))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; values per unit stay in the workspace."""
         names = ("protocol", "settings", "seeds", "headlines")
@@ -74,8 +87,8 @@ class Comparison:
                 tracking.log_metrics_batch(row.logged(self.protocol))
                 tracking.log_epochs(first[row.method].history, prefix=f"{self.protocol}/seed{seed}/")
         tracking.log_json(self.as_dict(), f"comparison/{self.protocol}.json")
-        differences = figures.method_comparison(self.rows, self.headlines, self.protocol, self.seeds, self.unit)
-        tracking.log_figure(differences, f"figures/comparison_{self.protocol}.png")
+        figure = figures.method_comparison(self.rows, self.headlines, self.protocol, self.seeds, self.unit)
+        tracking.log_figure(figure, f"figures/comparison_{self.protocol}.png")
         histories = {name: measured.history for name, measured in first.items() if measured.history}
         curves = figures.learning_curves(histories, self.settings["monitor"], self.protocol)
         tracking.log_figure(curves, f"figures/learning_curves_{self.protocol}.png")

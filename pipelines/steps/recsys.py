@@ -32,14 +32,14 @@ from recsys.config import HOLD_BACK, RecsysConfig
 from recsys.data.log.streaming import PreparedLog
 from recsys.data.preparing import prepare_log
 from recsys.data.sequences import SequenceData
-from recsys.methods import METHODS, Problem, Trained, measure, train_configured
+from recsys.methods import METHODS, RIVALS, Problem, Trained, measure, train_configured
 from recsys.personalised import Personalised
 from recsys.prototypes import served_bank
 from recsys.serving.recommender import Recommendation, Recommender
 
 EXPERIMENT = "recsys"
 # Metrics that tables and figures show; all are logged.
-HEADLINES = {"sampled": ("uauc", "ndcg_10"), "full": ("ndcg_10", "hr_10")}
+HEADLINES = {"paper": ("uauc", "ndcg_10"), "full": ("ndcg_10", "hr_10"), "time": ("uauc", "ndcg_10", "full_ndcg_10")}
 
 # Users that MLflow lists with a data set, at most.
 LISTED_USERS = 1_000_000
@@ -135,13 +135,13 @@ def evaluate(
         config: settings; ``protocol`` is used unless ``protocols`` are given.
         work: where the data is and the results go.
         protocols: one comparison each.
-        methods: all by default; the host is always among them.
+        methods: all by default; the host and the simple rivals are always among them.
         seeds: how many, counting up from the settings' seed.
         jobs: cells worked on at the same time.
         notify: called after each epoch and each method.
     """
     protocols = list(protocols) or [config.protocol]
-    chosen = with_host(methods, METHODS)
+    chosen = with_host(methods, METHODS, RIVALS)
     todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
     tracking.connect(EXPERIMENT)
     with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
@@ -151,7 +151,7 @@ def evaluate(
         comparisons = []
         for protocol in protocols:
             of_protocol = [m for cell, m in zip(todo, measured, strict=True) if cell.config.protocol == protocol]
-            headlines = HEADLINES["full" if protocol == "full" else "sampled"]
+            headlines = HEADLINES[protocol]
             found = Comparison.of_seeds(
                 of_protocol, protocol=protocol, settings=config.as_dict(), unit="users", headlines=headlines
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from persona.comparison import Row
+from persona.comparison import Row, is_own
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def method_comparison(
 def _differences(axes: Axes, rows: Sequence[Row], metric: str) -> None:
     for place, row in enumerate(reversed(rows)):
         interval = row.differences[metric].interval
-        colour = PERSONA_COLOUR if row.method.startswith("persona") else OTHER_COLOUR
+        colour = PERSONA_COLOUR if is_own(row.method) else OTHER_COLOUR
         axes.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2.5)
         axes.plot(interval.mean, place, "o", color=colour)
     axes.axvline(0, color=HOST_COLOUR, linewidth=1)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from persona.errors import DataError
 from recsys.data.sequences import SequenceData
 
+REDRAWS = 50
+
 
 def sample_negatives(
     data: SequenceData, users: NDArray[np.integer], count: int, rng: np.random.Generator, *, distinct: bool = False
@@ -54,6 +56,49 @@ def sample_negatives(
     if distinct:
         _make_distinct(drawn, pool, rng)
     return _untouched(drawn, row_user, indptr, touched, data.n_items)
+
+
+def popular_negatives(
+    data: SequenceData,
+    users: NDArray[np.integer],
+    count: int,
+    rng: np.random.Generator,
+    pool: NDArray[np.integer],
+) -> NDArray[np.int32]:
+    """``count`` negatives for every row, drawn as often as they are in ``pool``, so that popularity tells nothing of the target.
+
+    With repetition, as popularity has it. What the user touched is drawn again; after ``REDRAWS`` times, for a user who touched
+    nearly all of the pool, it is an untouched item at random.
+
+    Args:
+        data: the log that says what was touched.
+        users: (B,) user of every row.
+        count: negatives a row, at least 1.
+        rng: generator, advanced by the draw.
+        pool: (P,) items, each as often as it is popular.
+
+    Returns:
+        (B, count) items, 1..V.
+
+    Raises:
+        DataError: a user touched every item.
+    """
+    asked, row_user = np.unique(users, return_inverse=True)
+    indptr, items = data.seen_items(asked)
+    width = data.n_items + 1
+    touched = np.repeat(np.arange(len(asked)), np.diff(indptr)) * width + items
+    drawn = rng.choice(pool, (len(row_user), count)).astype(np.int32)
+    row, place = np.nonzero(np.ones(drawn.shape, dtype=bool))
+    for _ in range(REDRAWS):
+        keys = row_user[row] * width + drawn[row, place]
+        near = np.minimum(np.searchsorted(touched, keys), len(touched) - 1)
+        again = touched[near] == keys
+        row, place = row[again], place[again]
+        if not len(row):
+            return drawn
+        drawn[row, place] = rng.choice(pool, len(row))
+    drawn[row, place] = sample_negatives(data, users[row], 1, rng)[:, 0]
+    return drawn
 
 
 def _untouched(

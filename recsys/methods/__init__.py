@@ -23,9 +23,21 @@ from recsys.methods.persona import (
 )
 from recsys.methods.problem import Problem, Trained
 from recsys.methods.prototypes import train_basis, train_persona, train_prototypes
+from recsys.methods.rivals import (
+    train_item_knn,
+    train_markov,
+    train_personal,
+    train_popularity,
+    train_popularity_recent,
+)
 
 METHODS: dict[str, Callable[[Problem], Trained]] = {
     "host": train_host,
+    "popularity": train_popularity,
+    "popularity_recent": train_popularity_recent,
+    "item_knn": train_item_knn,
+    "markov": train_markov,
+    "personal": train_personal,
     "trained_longer": train_longer,
     "finetune_all": finetune_all,
     "finetune_adaptive": finetune_adaptive,
@@ -45,6 +57,9 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona": train_persona,
 }
 
+# Whatever is compared, these are compared, too: who does not beat them needs no model.
+RIVALS = ("popularity_recent", "item_knn")
+
 
 def train_method(name: str, problem: Problem) -> Trained:
     """Train the method called ``name``; a name that is unknown is a ``ConfigError``."""
@@ -56,4 +71,4 @@ def measure(problem: Problem, method: str) -> Measured:
     return methods.measure(problem, method, METHODS)
 
 
-__all__ = ["METHODS", "Problem", "Trained", "measure", "train_configured", "train_method"]
+__all__ = ["METHODS", "RIVALS", "Problem", "Trained", "measure", "train_configured", "train_method"]

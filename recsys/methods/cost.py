@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
 from persona.methods import Trained
 from persona.torch_device import device_of, moved
 from recsys.data.batches import Context
-from recsys.evaluation import Scorer
 from recsys.personalised import Personalised
 
 DEVICES = 256
@@ -17,7 +17,7 @@ REPEATS = 3
 
 
 @torch.no_grad()
-def refresh_seconds(trained: Trained[Scorer], contexts: Context) -> float:
+def refresh_seconds(trained: Trained[Any], contexts: Context) -> float:
     """Seconds of computing that adapting once takes.
 
     Where every device is adapted by itself, seconds of the processor for one device in a batch of (at most) 256, best of
@@ -31,7 +31,7 @@ def refresh_seconds(trained: Trained[Scorer], contexts: Context) -> float:
     return min(_seconds(model, few) for _ in range(REPEATS)) / len(few)
 
 
-def extra_parameters(trained: Trained[Scorer]) -> int:
+def extra_parameters(trained: Trained[Any]) -> int:
     """Parameters of the method that are not the host's: an editor, a generator, layers for every cluster."""
     model = trained.model
     if not isinstance(model, Personalised):

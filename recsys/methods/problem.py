@@ -26,7 +26,7 @@ from persona.training.ranks import current
 from recsys.config import RecsysConfig
 from recsys.data.protocols import Split, hold_back, make_split
 from recsys.data.sequences import SequenceData
-from recsys.evaluation import Evaluation, Scorer
+from recsys.evaluation import REPORTED, Evaluation, Follower, Scorer, reported
 from recsys.hosts import Host, make_host
 from recsys.methods.cost import extra_parameters, refresh_seconds
 from recsys.objectives import RowObjective, SequenceObjective, make_objective
@@ -35,11 +35,11 @@ from recsys.personalised import Personalised
 Positions = NDArray[np.int64]
 
 
-class Trained(methods.Trained[Scorer]):
+class Trained(methods.Trained[Scorer | Follower]):
     """A method, ready to be evaluated."""
 
     @property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Scorer | Follower:
         """What scores candidates in their context."""
         return self.model
 
@@ -77,7 +77,12 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
         """Rows that select epochs and settings."""
         return self.evaluation(self.split.validation, self.config.validation_events)
 
-    def score(self, model: Scorer) -> float:
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Metrics that the protocol reports."""
+        return REPORTED[self.config.protocol]
+
+    def score(self, model: Scorer | Follower) -> float:
         """The metric that selects, of ``model`` on the validation rows."""
         return self.validation.run(model).summary[self.config.monitor]
 
@@ -95,7 +100,10 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
         )
 
     def _make_test(self) -> Evaluation:
-        return self.evaluation(self.split.test)
+        """Rows that are only ever reported, beyond accuracy and under ``time`` by several protocols."""
+        rows = self.evaluation(self.split.test)
+        rows.known = np.bincount(self.data.items[self.everything], minlength=self.data.n_items + 1)
+        return reported(rows, attends=self.config.host == "din") if self.config.protocol == "time" else rows
 
     @cached_property
     def held_back(self) -> Split:

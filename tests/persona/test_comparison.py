@@ -104,11 +104,14 @@ def test_names_mlflow_would_refuse_are_refused(protocol, metric):
         metric_name(protocol, metric)
 
 
-def test_the_host_is_always_among_the_methods():
+def test_the_host_and_rivals_are_always_among_the_methods():
     known = ["host", "duet", "apg"]
     assert with_host([], known) == known
     assert with_host(["duet"], known) == ["host", "duet"]
     assert with_host(["duet", "host", "duet"], known) == ["duet", "host"]
+    assert with_host(["duet"], known, ["apg"]) == ["host", "apg", "duet"]
+    assert with_host(["duet", "host", "apg"], known, ["apg"]) == ["duet", "host", "apg"]
+    assert with_host([], known, ["apg"]) == known
     with pytest.raises(ConfigError, match="unknown method 'duett': did you mean 'duet'"):
         with_host(["host", "duett"], known)
 

@@ -7,7 +7,7 @@ import torch
 from persona.errors import DataError
 from recsys import metrics
 from recsys.data.protocols import PROTOCOLS, make_split
-from recsys.evaluation import ROWS, Evaluation
+from recsys.evaluation import REPORTED, ROWS, Evaluation, reported
 from recsys.methods import Problem
 from tests.recsys.toy import ITEMS, SMALL, personalised, sequences, walks
 
@@ -158,6 +158,114 @@ def test_a_limit_draws_events_from_the_seed():
     assert set(positions(1, 9)) <= set(TEST)
     assert (np.diff(positions(1, 9)) > 0).all()
     np.testing.assert_array_equal(positions(1, len(TEST)), TEST)
+
+
+def counts(known):
+    return np.isin(np.arange(ITEMS + 1), known).astype(np.int64) * 3
+
+
+def test_a_report_holds_what_each_evaluation_alongside_gives():
+    known = counts(range(1, 20))
+    evaluation = Evaluation(DATA, TEST, max_length=T, negatives=7, known=known)
+    plain = Evaluation(DATA, TEST, max_length=T, negatives=7).run(ByItem())
+    found = reported(evaluation, attends=False).run(ByItem())
+    alone = {
+        "full": Evaluation(DATA, TEST, max_length=T, full=True, known=known).run(ByItem()),
+        "popular": Evaluation(DATA, TEST, max_length=T, negatives=7, popular=True).run(ByItem()),
+    }
+    expected = dict(plain.summary)
+    for prefix, other in alone.items():
+        expected |= {f"{prefix}_{name}": value for name, value in other.summary.items()}
+        for name, values in other.per_user.items():
+            np.testing.assert_array_equal(found.per_user[f"{prefix}_{name}"], values)
+    assert found.summary == expected
+    assert found.summary.keys() >= set(REPORTED["time"])
+    assert found.summary["full_events"] == len(TEST)
+
+
+def test_popular_negatives_are_drawn_as_often_as_they_are_targets():
+    evaluation = Evaluation(DATA, TEST, max_length=T, negatives=200, popular=True)
+    targets = set(DATA.items[TEST].tolist())
+    for position, row in zip(TEST, evaluation.candidates.tolist(), strict=True):
+        user = int(DATA.user_of(np.array([position]))[0])
+        assert row[0] == DATA.items[position]
+        assert set(row[1:]) <= targets - set(DATA.items[DATA.offsets[user] : DATA.offsets[user + 1]].tolist())
+
+
+def test_lists_are_judged_beyond_accuracy():
+    """Ten items of the best scores that were not seen, the target among them; three of the catalogue are cold."""
+    data = sequences([[*range(1, 20), 25], [*range(1, 18), 30, 29]])
+    positions = data.offsets[1:] - 1
+
+    class Last:
+        def score_catalogue(self, context):
+            scores = torch.arange(ITEMS + 1).float().expand(len(context), -1).clone()
+            scores[:, 0] = -torch.inf
+            return scores
+
+    found = Evaluation(data, positions, max_length=T, full=True, known=counts(range(1, 28))).run(Last())
+    lists = [set(range(21, 31)), {29, *range(19, 29), 18} - {18, 19}]
+    cold = [3 / 10, 2 / 10]
+    np.testing.assert_allclose(found.per_user["cold_share"], cold)
+    assert found.summary["coverage"] == len(set.union(*lists)) / ITEMS
+    assert found.summary["cold_targets"] == 0.5
+    assert found.summary["events"] == 2
+    total = 27 * 3 + ITEMS
+    bits = [np.log2(total) * share + np.log2(total / 4) * (1 - share) for share in cold]
+    np.testing.assert_allclose(found.per_user["novelty"], bits)
+    assert not {"cold_ndcg_10", "warm_ndcg_10"} & set(found.summary), "no interval over one user"
+
+
+def test_accuracy_on_cold_and_on_warm_targets_adds_up():
+    known = counts(range(1, 16))
+    found = Evaluation(DATA, TEST, max_length=T, full=True, known=known).run(ByItem())
+    cold = known[DATA.items[TEST]] == 0
+    for name, rows in (("cold", cold), ("warm", ~cold)):
+        alone = Evaluation(DATA, TEST[rows], max_length=T, full=True).run(ByItem())
+        np.testing.assert_allclose(found.per_user[f"{name}_ndcg_10"], alone.per_user["ndcg_10"])
+    assert found.summary["cold_targets"] == cold.mean()
+
+
+def test_a_sample_of_rows_is_the_same_for_all_and_spread_over_users(monkeypatch):
+    monkeypatch.setattr("recsys.evaluation.ATTENDED_PAIRS", 30 * ITEMS)
+
+    def ranked(seed, attends=True):
+        evaluation = Evaluation(DATA, TEST, max_length=T, seed=seed)
+        return reported(evaluation, attends=attends).alongside["full"]
+
+    few = ranked(0)
+    np.testing.assert_array_equal(few.positions, ranked(1).positions)
+    assert len(few.positions) == 30
+    assert np.bincount(few.users).tolist().count(0) == 0, "every user has a row"
+    assert np.bincount(few.users).max() == 2
+    np.testing.assert_array_equal(ranked(0, attends=False).positions, TEST)
+    monkeypatch.setattr("recsys.evaluation.ATTENDED_PAIRS", ITEMS)
+    assert len(ranked(0).positions) == DATA.n_users, "be it beyond the limit"
+
+
+def test_what_follows_the_stream_is_told_where_it_is_asked():
+    class Recorder:
+        def __init__(self):
+            self.asked = []
+
+        def at(self, positions):
+            self.asked.extend(positions.tolist())
+            return ByItem()
+
+    for full in (False, True):
+        recorder = Recorder()
+        evaluation = Evaluation(DATA, TEST, max_length=T, full=full)
+        assert evaluation.run(recorder).summary == evaluation.run(ByItem()).summary
+        assert recorder.asked == TEST.tolist()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_test_rows_are_reported_as_their_protocol_says(protocol):
+    problem = Problem(walks(), replace(SMALL, protocol=protocol, monitor="ndcg_10"))
+    found = problem.test.run(ByItem()).summary
+    assert found.keys() >= set(REPORTED[protocol])
+    assert ("full_ndcg_10" in found) == (protocol == "time")
+    assert not [name for name in problem.validation.run(ByItem()).summary if "_" in name and name.startswith("full")]
 
 
 def test_nothing_to_evaluate_on_is_refused():

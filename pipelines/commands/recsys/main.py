@@ -38,7 +38,9 @@ Baskets = Annotated[
 MinEvents = Annotated[int, typer.Option(min=1, help="Leave out users and items with fewer events, counted once.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]
-Methods = Annotated[str, typer.Option(help="Comma-separated methods; all by default.")]
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated methods; all by default. The host and simple rivals are always among them.")
+]
 Protocols = Annotated[str, typer.Option(help="Comma-separated protocols to evaluate under; the first one is released.")]
 
 LevelOption = Annotated[
@@ -111,16 +113,25 @@ def evaluate(
     protocols: Annotated[str, typer.Option(help="Comma-separated protocols; --protocol by default.")] = "",
     seeds: Seeds = 1,
     jobs: Jobs = 1,
+    against: Annotated[str, typer.Option(help="A method to show the differences to, beside those to the host.")] = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """Compare methods with the host on the same rows and negatives, with intervals over users."""
     _, out = start(as_json)
     space = workspace(work)
     settings = space.settings(given, config)
-    comparisons = _evaluate(space, settings, split(protocols) or [settings.protocol], split(methods), seeds, jobs)
+    chosen = split(methods)
+    if against and chosen:
+        chosen.append(against)
+    comparisons = _evaluate(space, settings, split(protocols) or [settings.protocol], chosen, seeds, jobs)
+    values = []
     for comparison in comparisons:
         show.comparison(comparison, out)
-    out.result([comparison.as_dict() for comparison in comparisons])
+        values.append(comparison.as_dict())
+        if against:
+            show.against(comparison, against, out)
+            values[-1]["against"] = {against: [row.as_dict() for row in comparison.against(against)]}
+    out.result(values)
 
 
 @app.command(epilog="Example:  persona recsys release --work work")
@@ -330,9 +341,9 @@ def _evaluate(
 ) -> list[Comparison]:
     from persona.comparison import with_host
     from pipelines.steps import recsys as recsys_steps
-    from recsys.methods import METHODS
+    from recsys.methods import METHODS, RIVALS
 
-    total = len(protocols) * seeds * len(with_host(methods, METHODS))
+    total = len(protocols) * seeds * len(with_host(methods, METHODS, RIVALS))
     with console.progress("methods", total) as advance:
         return recsys_steps.evaluate(
             settings,

@@ -43,6 +43,17 @@ def comparison(found: Comparison, out: console.Output) -> None:
     out.table(title, ["method", *columns, "training", "bytes a refresh", "time a refresh", "parameters"], rows)
     for metric in found.headlines:
         out.say(verdict(found, metric))
+    out.say(strongest(found))
+
+
+def against(found: Comparison, method: str, out: console.Output) -> None:
+    """All methods against one of them, instead of the host."""
+    rows = [
+        [row.method, *(str(row.differences[h].interval) if row.differences else "-" for h in found.headlines)]
+        for row in found.against(method)
+    ]
+    columns = [f"{found.protocol}/{h} [95 %]" for h in found.headlines]
+    out.table(f"Protocol {found.protocol}: differences to {method}", ["method", *columns], rows)
 
 
 def verdict(found: Comparison, metric: str) -> str:
@@ -52,6 +63,20 @@ def verdict(found: Comparison, metric: str) -> str:
     below = [name for name, interval in intervals.items() if interval.high < 0]
     sides = [f"{where} the host: {', '.join(names) or 'none'}" for where, names in (("above", above), ("below", below))]
     return f"{found.protocol}/{metric}, methods whose interval is {'; '.join(sides)}"
+
+
+def strongest(found: Comparison) -> str:
+    """Which method without Persona is best by the last headline, and how the best one with it stands against that."""
+    from persona.comparison import is_own
+
+    metric = found.headlines[-1]
+    ranked = sorted(found.rows, key=lambda row: row.metrics[metric], reverse=True)
+    rival = next(row for row in ranked if not is_own(row.method))
+    said = f"{found.protocol}/{metric}, strongest rival: {rival.method} with {rival.metrics[metric]:.4f}"
+    own = next((row for row in ranked if is_own(row.method)), None)
+    if own is None:
+        return said
+    return f"{said}; {own.method} against it {found.between(own.method, rival.method)[metric].interval}"
 
 
 def taken_over(space: Workspace, given: dict[str, Any], file: Path | None, out: console.Output) -> None:

@@ -19,6 +19,7 @@ class Events:
     times: NDArray[np.int64]
     duplicates: int
     ties: int
+    repeats: int
 
 
 def arrange(users: NDArray[np.uint32], items: NDArray[np.uint32], times: Times) -> Events:
@@ -32,7 +33,7 @@ def arrange(users: NDArray[np.uint32], items: NDArray[np.uint32], times: Times) 
     seconds = ticks // times.per_second if times.per_second > 1 else ticks
     same = _same_as_previous(users, seconds)
     ties = int((same | np.append(same[1:], False)).sum())
-    return Events(users, items, seconds, duplicates, ties)
+    return Events(users, items, seconds, duplicates, ties, _repeats(users, items))
 
 
 def _sorted_order(users: NDArray[np.uint32], ticks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -49,6 +50,12 @@ def _same_as_previous(users: NDArray[np.uint32], times: NDArray[np.int64]) -> ND
     same = np.zeros(len(users), dtype=bool)
     same[1:] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     return same
+
+
+def _repeats(users: NDArray[np.uint32], items: NDArray[np.uint32]) -> int:
+    """How many of the events (N,) are an item that their user has at an earlier place, too."""
+    pairs = np.sort(users.astype(np.uint64) << np.uint64(32) | items)
+    return int(np.count_nonzero(pairs[1:] == pairs[:-1]))
 
 
 def _first_of_each(users: NDArray[np.uint32], items: NDArray[np.uint32], ticks: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -31,6 +31,7 @@ class LogReport:
         items: distinct items.
         duplicates_dropped: rows equal to an earlier one in user, item and time.
         ties_share: share of the events that have user and time (in whole seconds) in common with another one.
+        repeats_share: share of the next events (all but each user's first) that are an item which the user has had before.
         first_time: the earliest time, in ISO form (UTC) where it is a date.
         last_time: the latest time.
         notes: what else a person should know.
@@ -49,6 +50,7 @@ class LogReport:
     items: int
     duplicates_dropped: int
     ties_share: float
+    repeats_share: float
     first_time: str
     last_time: str
     notes: tuple[str, ...] = field(default=())
@@ -74,6 +76,7 @@ class LogReport:
             ", ".join(roles),
             f"{self.rows:,} rows: {self.events:,} events of {self.users:,} users on {self.items:,} items",
             f"{self.duplicates_dropped:,} exact duplicates dropped, {self.ties_share:.1%} of the events tie in time",
+            f"{self.repeats_share:.1%} of the next events are items that the user has had",
             f"from {self.first_time} to {self.last_time}",
             *self.notes,
         ]
@@ -110,6 +113,7 @@ class Found:
         items: distinct.
         duplicates: dropped.
         ties: events that have user and second in common with another one.
+        repeats: events whose item the user has had before.
         first: the earliest second, or step.
         last: the latest.
     """
@@ -120,6 +124,7 @@ class Found:
     items: int
     duplicates: int
     ties: int
+    repeats: int
     first: int
     last: int
 
@@ -127,7 +132,8 @@ class Found:
     def of(cls, events: Events, rows: int, users: int, items: int) -> Found:
         """What arranging ``rows`` rows found."""
         first, last = int(events.times.min()), int(events.times.max())
-        return cls(rows, len(events.users), users, items, events.duplicates, events.ties, first, last)
+        counts = (rows, len(events.users), users, items, events.duplicates, events.ties, events.repeats)
+        return cls(*counts, first, last)
 
 
 def log_report(
@@ -152,6 +158,7 @@ def log_report(
         items=found.items,
         duplicates_dropped=found.duplicates,
         ties_share=found.ties / found.events,
+        repeats_share=found.repeats / max(1, found.events - found.users),
         first_time=utc(found.first) if is_date else str(found.first),
         last_time=utc(found.last) if is_date else str(found.last),
         notes=tuple(notes),

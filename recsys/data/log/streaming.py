@@ -254,6 +254,7 @@ def _arranged(
         items=items,
         duplicates=sum(p.duplicates for p in parts),
         ties=sum(p.ties for p in parts),
+        repeats=sum(p.repeats for p in parts),
         first=min(p.first for p in parts),
         last=max(p.last for p in parts),
     )

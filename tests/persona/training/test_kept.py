@@ -72,3 +72,6 @@ def test_a_measurement_is_made_once(tmp_path):
         trainings(tmp_path, owner=2).measured("host", never)
     with pytest.raises(AssertionError):
         trainings(None).measured("host", never)
+    with pytest.raises(AssertionError):
+        trainings(tmp_path).measured("host", never, needed=("auc", "full_ndcg_10"))
+    assert trainings(tmp_path).measured("host", never, needed=("auc",)).summary == {"auc": 0.5}

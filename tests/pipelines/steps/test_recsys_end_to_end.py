@@ -21,6 +21,7 @@ from pipelines.steps import recsys as recsys_steps
 from pipelines.steps.workspace import Workspace
 from recsys.data import catalogue
 from recsys.data.columns import ITEM, USER
+from recsys.methods import RIVALS
 from recsys.serving.recommender import Ranked, Recommendation, Recommender
 from tests.pipelines.small import SMALL
 from tests.recsys.toy import personalised, sequences, walks
@@ -205,7 +206,8 @@ def test_the_whole_way_is_one_run_with_the_steps_inside(whole, client):
     assert artifacts(client, parent) == ["recommendations.json"]
     inner = runs_of(client, whole["run_id"])
     assert set(inner) == {"prepare", "evaluate", "prototypes", "release"}
-    assert set(runs_of(client, inner["evaluate"].info.run_id)) == {"time host", "time persona_held_back"}
+    compared = ("host", *RIVALS, "persona_held_back")
+    assert set(runs_of(client, inner["evaluate"].info.run_id)) == {f"time {name}" for name in compared}
     before, after = whole["answers"]["before"], whole["answers"]["after"]
     assert before["history"] == after["history"][:-5]
     assert len(after["recommendation"]["items"]) == 10

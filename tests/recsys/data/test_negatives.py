@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from persona.errors import DataError
-from recsys.data.negatives import sample_negatives
+from recsys.data.negatives import popular_negatives, sample_negatives
 from recsys.data.sequences import SequenceData
 
 
@@ -126,3 +126,25 @@ def test_an_epoch_is_fresh_and_reproducible(distinct):
 def test_count_must_be_positive():
     with pytest.raises(ValueError, match="at least 1"):
         sample_negatives(log_of([[1]], 3), np.array([0]), 0, np.random.default_rng(0))
+
+
+@given(cases(), st.data())
+def test_popular_negatives_are_untouched_items_of_the_pool_where_it_has_any(case, more):
+    data, users, count, seed = case
+    pool = np.array(more.draw(st.lists(st.integers(1, data.n_items), min_size=1, max_size=20)))
+    drawn = popular_negatives(data, users, count, np.random.default_rng(seed), pool)
+    assert drawn.shape == (len(users), count)
+    for user, row in zip(users, drawn, strict=True):
+        free = untouched(data, user)
+        assert set(row.tolist()) <= set(free)
+        if len(set(pool) & set(free)) == len(set(pool)):
+            assert set(row.tolist()) <= set(pool.tolist())
+
+
+def test_popular_negatives_are_as_frequent_as_in_their_pool():
+    data = log_of([[1], [2]], 5)
+    pool = np.array([1, 3, 3, 3, 4, 4, 5, 2])
+    drawn = popular_negatives(data, np.zeros(4000, dtype=np.int64), 2, np.random.default_rng(1), pool)
+    observed = np.bincount(drawn.ravel(), minlength=6)
+    assert observed[[0, 1]].tolist() == [0, 0]
+    assert chisquare(observed[2:], drawn.size * np.array([1, 3, 2, 1]) / 7).pvalue > 1e-3

@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from persona.bootstrap import Interval, SeedsInterval
-from persona.comparison import Row
+from persona.comparison import Measured, Row
 from pipelines import console
 from pipelines.commands.recsys import main as recsys_cli
 from pipelines.commands.recsys import show as recsys_show
@@ -32,6 +33,33 @@ def test_one_sentence_says_whose_interval_is_above_the_host(comparison, capsys):
     assert "time/uauc, methods whose interval is above the host: up; below the host: down" in out
     empty = Comparison("paper", {"host": "din"}, 1, "users", 9, ("uauc",), [row("host"), row("even", -1, 1)], [])
     assert recsys_show.verdict(empty, "uauc").endswith("above the host: none; below the host: none")
+
+
+def measured(method, values):
+    values = np.array(values)
+    return Measured(method, {"uauc": float(values.mean())}, {"uauc": values}, np.arange(len(values)))
+
+
+@pytest.fixture
+def made():
+    methods = {"host": [0.5, 0.7], "item_knn": [0.6, 0.9], "persona_held_back": [0.5, 0.5], "persona": [0.7, 0.7]}
+    seeds = [{name: measured(name, values) for name, values in methods.items()}]
+    return Comparison.of_seeds(seeds, protocol="time", settings={"host": "din"}, unit="users", headlines=("uauc",))
+
+
+def test_the_last_line_names_the_strongest_rival(made, capsys):
+    recsys_show.comparison(made, console.Output(False))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("time/uauc, strongest rival: item_knn with 0.7500; persona against it -0.0500 [")
+    hosts = Comparison("paper", {"host": "din"}, 1, "users", 9, ("uauc",), [row("host")], [])
+    assert recsys_show.strongest(hosts) == "paper/uauc, strongest rival: host with 0.8000"
+
+
+def test_methods_can_be_shown_against_any_of_them(made, capsys):
+    recsys_show.against(made, "item_knn", console.Output(False))
+    out = capsys.readouterr().out
+    assert "differences to item_knn" in out
+    assert "-0.1500" in out, "the host"
 
 
 def test_settings_that_are_taken_over_are_named_in_one_line(tmp_path, capsys):

@@ -283,6 +283,8 @@ def test_the_stated_rules_against_plain_python(given_rows: list[tuple[int, int, 
     assert rows(log) == expected
     assert log.report.duplicates_dropped == len(given_rows) - len(kept)
     assert log.report.ties_share == pytest.approx(ties / len(kept))
+    again = len(kept) - len({row[:2] for row in kept})
+    assert log.report.repeats_share == pytest.approx(again / (len(kept) - len({row[0] for row in kept})))
 
 
 def test_wide_times_sort_without_a_packed_key() -> None:
@@ -310,6 +312,7 @@ def test_the_report_says_what_was_understood(tmp_path: Path) -> None:
         "6 rows: 5 events",
         "1 exact duplicates",
         "40.0%",
+        "33.3% of the next events are items that the user has had",
         "1997-12-04 15:40:00",
     ):
         assert words in lines
