@@ -48,7 +48,7 @@ from recsys.evaluation import Evaluated, Evaluation
 from recsys.hosts import Host
 from recsys.methods.problem import Positions, Problem
 from recsys.methods.prototypes import ServedAtLevel, score_alone
-from recsys.objectives import RowObjective
+from recsys.objectives import make_objective
 from recsys.personalised import Personalised
 
 # K is chosen on a sample of the contexts, and the basis fitted on one. The partition itself is made of all: in memory of up to
@@ -309,6 +309,8 @@ def _specialise(
     members = _members(problem, model, Assigner(metric, bank.prototypes), len(bank))
     config = problem.config
     fitting = config.fit_config(config.editor_learning_rate)
+    # A prototype learns from the rows of its members, as an editor does.
+    loss = replace(config.loss_config(), sequences=False)
 
     def scorer(prototype: Edit) -> WithPrototype:
         return WithPrototype(model.host, TrainablePrototype(prototype, bank.bound, bank.weight_scales)).eval()
@@ -319,7 +321,7 @@ def _specialise(
             return start
         notify(f"prototype {index + 1} of {len(bank)}")
         tuned = scorer(start)
-        objective = RowObjective(tuned, problem.data, rows.learn, rows.stop, config.loss_config(), config.seed)
+        objective = make_objective(tuned, problem.data, rows.learn, rows.stop, loss, config.seed)
         fit(tuned, tuned.prototype.parameters(), objective, fitting, keep_start=True)
         return tuned.prototype.unbounded().detach()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -26,6 +27,9 @@ from recsys.evaluation import Evaluation, Scorer
 from recsys.hosts import Host, make_host
 from recsys.objectives import RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
+from recsys.seen import ByCount, seen_counts
+
+logger = logging.getLogger(__name__)
 
 FLOAT_BYTES = 4
 # Methods whose names start so have an editor (or generator) of their own.
@@ -96,6 +100,11 @@ class Problem:
     def score(self, scorer: Scorer) -> float:
         """The metric that selects, of ``scorer`` on the validation rows."""
         return self.validation.run(scorer).summary[self.config.monitor]
+
+    @cached_property
+    def reference(self) -> float:
+        """The metric that selects, of a ranking by counts of the training rows: what a training from scratch has to beat."""
+        return self.score(ByCount(seen_counts(self.data, self.split.train)))
 
     @cached_property
     def test(self) -> Evaluation:
@@ -189,7 +198,10 @@ class Problem:
 
     def objective(self, model: Personalised, positions: Positions) -> RowObjective | SequenceObjective:
         """What ``model`` learns from ``positions``, selected on the validation rows."""
-        return make_objective(model, self.data, positions, self.validation, self.config.loss_config(), self.config.seed)
+        config = self.config
+        return make_objective(
+            model, self.data, positions, self.validation, config.loss_config(), config.seed, self.reference
+        )
 
     def fit(
         self,
@@ -237,6 +249,17 @@ class Problem:
             model.host.load_state_dict(start.state_dict())
         result = self.train(name, model, model.parameters(), positions, keep_start=start is not None)
         self.trainings.results[name] = result
+        if start is None and result.best_value <= self.reference and current().main:
+            logger.warning(
+                "%s: in %d epochs %s of the validation rows came to %.4f at best, where a ranking by popularity has %.4f: train for "
+                "longer, with --epochs %d, or try another --learning-rate",
+                name,
+                result.epochs,
+                self.config.monitor,
+                result.best_value,
+                self.reference,
+                2 * self.config.epochs,
+            )
         return model.host.eval()
 
     def _evaluation(self, positions: Positions, limit: int | None) -> Evaluation:
