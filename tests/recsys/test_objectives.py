@@ -338,7 +338,7 @@ def test_a_catalogue_that_is_too_large_is_met_by_negatives_drawn_by_frequency(ki
 
 
 def test_the_softmax_refuses_a_host_that_scores_candidates_by_themselves():
-    with pytest.raises(ConfigError, match="din scores every candidate by itself.*choose --loss sampled_softmax"):
+    with pytest.raises(ConfigError, match=r"din scores every candidate by itself.*choose --loss sampled_softmax"):
         rows_of(LossConfig("softmax"), model=personalised("din"))
 
 
