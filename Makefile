@@ -10,7 +10,7 @@ PYTHON = $(shell for name in python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) or print(sys.executable))' 2>/dev/null && break; done)
 
 # The main job, and what the tests get besides their defaults: `make test TESTS="tests/recsys -k din"`.
-DEMO  ?= recsys run --data movielens-small --protocols time,paper --jobs 2 --epochs 30 --patience 3 --min-epochs 8 \
+DEMO  ?= recsys run --data movielens-small --protocols time,paper --preset paper --jobs 2 --epochs 30 --patience 3 --min-epochs 8 \
 	--methods host,finetune_all,finetune_adaptive,finetune_device_10,duet,persona_held_back,persona_basis,persona
 # Where `make evidence` finds the data sets that no package provides.
 DATA  ?= data

@@ -34,7 +34,7 @@ STEPS = 20  # between checkpoints
 PROCESSES = 2
 EVIDENCE = Path("docs/evidence/kills.json")
 TRAINING = (
-    "--host gru4rec --protocol paper --dim 16 --batch-size 64 --epochs 6 --patience 6 --table-optimizer rowwise_adagrad "
+    "--preset paper --host gru4rec --protocol paper --dim 16 --batch-size 64 --epochs 6 --patience 6 --table-optimizer rowwise_adagrad "
     f"--checkpoint-steps {STEPS}"
 )
 

@@ -45,7 +45,7 @@ from recsys.methods import Problem, train_method  # noqa: E402
 from recsys.personalised import Personalised  # noqa: E402
 
 DATA = "movielens-small"
-SETTINGS = RecsysConfig(protocol="time", host="sasrec", epochs=60, patience=5, min_epochs=10)
+SETTINGS = RecsysConfig(protocol="time", host="sasrec", preset="paper", epochs=60, patience=5, min_epochs=10)
 RATES = (0.3, 0.1, 0.03)
 ROWS = 2048
 HEADLINES = ("uauc", "ndcg_10")

@@ -49,7 +49,9 @@ def quality(data: str, epochs: int) -> list[Row]:
     from recsys.methods import Problem
 
     sequences = build_sequences(catalogue.resolve(data))
-    config = RecsysConfig(protocol="full", monitor="ndcg_10", epochs=epochs, loss="sampled_softmax", negatives=256)
+    config = RecsysConfig(
+        protocol="full", preset="paper", monitor="ndcg_10", epochs=epochs, loss="sampled_softmax", negatives=256
+    )
     problem = Problem(sequences, config)
     host = problem.base_host().eval()
     assert isinstance(host, SequentialHost)

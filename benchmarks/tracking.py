@@ -106,6 +106,8 @@ def main() -> None:
     command = [
         "recsys",
         "run",
+        "--preset",
+        "paper",
         "--data",
         arguments.data,
         "--epochs",

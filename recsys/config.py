@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from persona.errors import ConfigError, nearest
@@ -32,23 +33,54 @@ EDITOR_SETTINGS = (
 # were any stays what it is.
 SCALE_SETTINGS = ("table_optimizer", "table_learning_rate", "checkpoint_steps")
 
+# How each preset trains: what comes with it unless it is given by itself. "paper" is the published training; "modern" what real logs
+# ask for (docs/decisions/0005-default-recipe.md).
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "loss": "bce",
+        "negatives": 4,
+        "batch_size": 1024,
+        "sequences": False,
+        "monitor": "uauc",
+        "learning_rate": 1e-3,
+    },
+    "modern": {
+        "loss": "softmax",
+        "negatives": 1024,
+        "batch_size": 64,
+        "sequences": True,
+        "monitor": "ndcg_10",
+        "learning_rate": 1e-3,
+    },
+}
+# Of the modern one, where candidates are scored one by one, or a table is looked up in pieces: rows with negatives of their own.
+BY_ROWS = {"loss": "sampled_softmax", "negatives": 32, "batch_size": 1024, "sequences": False}
 
-@dataclass(frozen=True)
+
+def recipe(preset: str, host: str, table_optimizer: str = "adam") -> dict[str, Any]:
+    """The settings of training that come with a preset for a host; none with an unknown preset."""
+    by_rows = preset == "modern" and (host == "din" or table_optimizer != "adam")
+    return {**RECIPES.get(str(preset), {}), **(BY_ROWS if by_rows else {})}
+
+
+@dataclass(frozen=True, init=False)
 class RecsysConfig(Settings):
     """Settings of one protocol, host and seed.
 
     Attributes:
         protocol: ``paper``, ``full`` or ``time``.
         host: ``din``, ``gru4rec`` or ``sasrec``.
-        preset: ``paper`` (d = 32, T = 10) or ``modern`` (d = 64, T = 50).
+        preset: ``paper`` (d = 32, T = 10, trained as published) or ``modern`` (d = 64, T = 50, trained for real logs); brings
+            loss, negatives, batch_size, sequences, monitor and learning_rate that are not given by themselves.
         seed: of initialisation, order of rows, negatives and dropout.
-        loss: ``bce`` (as published), ``sampled_softmax`` or ``gbce``.
-        negatives: sampled for every positive; with ``sequences``, for every batch, and all items if that many or more.
+        loss: ``softmax`` over all items seen, ``sampled_softmax``, ``gbce`` or ``bce`` (as published).
+        negatives: sampled for every positive; with ``sequences``, for every batch, and all items if that many or more; with
+            ``softmax``, for every batch of a catalogue that is too large for all items.
         batch_size: rows (or sequences) a step.
         sequences: train the host on all positions of a sequence at once (GRU4Rec, SASRec).
         monitor: validation metric that selects epochs; under ``full`` a ranking metric such as ``ndcg_10``.
         epochs: at most this many, for host and editor each.
-        patience: epochs without a better validation value before training stops.
+        patience: epochs without a better validation value before training stops, once popularity is beaten.
         min_epochs: patience is not counted before.
         learning_rate: of Adam, for the host.
         editor_learning_rate: of Adam, for the editor.
@@ -84,13 +116,13 @@ class RecsysConfig(Settings):
 
     protocol: str = "time"
     host: str = "sasrec"
-    preset: str = "paper"
+    preset: str = "modern"
     seed: int = 0
-    loss: str = "bce"
-    negatives: int = 4
-    batch_size: int = 1024
-    sequences: bool = False
-    monitor: str = "uauc"
+    loss: str = "softmax"
+    negatives: int = 1024
+    batch_size: int = 64
+    sequences: bool = True
+    monitor: str = "ndcg_10"
     epochs: int = 60
     patience: int = 5
     min_epochs: int = 0
@@ -115,6 +147,24 @@ class RecsysConfig(Settings):
     checkpoint_steps: int = 0
     device: str = "auto"
     precision: str = "float32"
+
+    def __init__(self, **given: Any) -> None:
+        values: dict[str, Any] = {f.name: f.default for f in fields(self)}
+        unknown = [name for name in given if name not in values]
+        if unknown:
+            raise TypeError(f"RecsysConfig has no setting {unknown[0]!r}")
+        chosen = values | given
+        brought = recipe(chosen["preset"], chosen["host"], chosen["table_optimizer"])
+        for name, value in (values | brought | given).items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    @classmethod
+    def own(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the values of ``as_dict``, those that their preset did not bring: what stays when preset or host change."""
+        usual: dict[str, Any] = {**{f.name: f.default for f in fields(cls)}, **values}
+        brought = recipe(usual["preset"], usual["host"], usual["table_optimizer"])
+        return {name: value for name, value in values.items() if name not in brought or value != brought[name]}
 
     def __post_init__(self) -> None:
         self.check_types()
@@ -158,6 +208,11 @@ class RecsysConfig(Settings):
             )
         if not self.table_learning_rate > 0:
             raise ConfigError(f"table_learning_rate is {self.table_learning_rate}, but it has to be positive")
+        if self.loss == "softmax" and (self.host == "din" or self.table_optimizer != "adam"):
+            reason = "din scores every candidate by itself" if self.host == "din" else "its rows lie in pieces"
+            raise ConfigError(
+                f"loss softmax needs all items at once, but {reason}: choose loss = sampled_softmax, or leave it out"
+            )
         if self.sequences and self.table_optimizer != "adam":
             raise ConfigError(
                 "whole sequences look the table up twice a step, which a sharded table cannot: use rows (sequences = false), "

@@ -1,15 +1,20 @@
-"""Losses over one positive and N sampled negatives.
+"""Losses over one positive and N sampled negatives, and the softmax over all items.
 
-All return a scalar: the mean over the positions (``...``), weighted by ``mask`` where one is given. A mask has the shape of
-the positions, is boolean or holds weights of at least 0, and positions of weight 0 (padding) get no gradient; where all
-weights are 0 the loss is 0.
+Those over negatives return a scalar: the mean over the positions (``...``), weighted by ``mask`` where one is given. A mask has
+the shape of the positions, is boolean or holds weights of at least 0, and positions of weight 0 (padding) get no gradient;
+where all weights are 0 the loss is 0.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from persona.errors import ConfigError
+
+# Scores made at a time by the softmax over all items: 16 MB of them, whatever the batch and the catalogue.
+SCORES = 1 << 22
 
 
 def bce(logits: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -22,16 +27,71 @@ def bce(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     return _weighted_mean(_entry_bce(logits, positive_weight=1.0), mask)
 
 
-def sampled_softmax(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
+def softmax(users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the targets against all items, the mean over users, in blocks of users.
+
+    A block's gradients are made together with its loss, while its scores are at hand: no more than ``SCORES`` of them exist at a
+    time, and they are made once.
+
+    Args:
+        users: (P, d).
+        items: (S, d); the score of a user and an item is their dot product.
+        targets: (P,) int64, 0..S-1.
+    """
+    wide = torch.promote_types(users.dtype, torch.float32)
+    with torch.autocast(users.device.type, enabled=False):
+        loss: Tensor = _Softmax.apply(users.to(wide), items.to(wide), targets)
+    return loss
+
+
+class _Softmax(torch.autograd.Function):
+    """See ``softmax``."""
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+        """The loss; its gradients are kept for ``backward``."""
+        of_users, of_items = ctx.needs_input_grad[:2]
+        user_gradient = torch.empty_like(users) if of_users else None
+        item_gradient = torch.zeros_like(items) if of_items else None
+        total = users.new_zeros(())
+        for rows in torch.split(torch.arange(len(users), device=users.device), max(1, SCORES // len(items))):
+            block, chosen = users[rows], targets[rows].unsqueeze(1)
+            scores = block @ items.T
+            norm = scores.logsumexp(1, keepdim=True)
+            total += (norm - scores.gather(1, chosen)).sum()
+            # The derivative by the scores: what the softmax gives each item, less 1 for the target.
+            scores.sub_(norm).exp_().scatter_add_(1, chosen, scores.new_full(chosen.shape, -1.0))
+            if user_gradient is not None:
+                user_gradient[rows] = scores @ items
+            if item_gradient is not None:
+                item_gradient.addmm_(scores.T, block)
+        count = max(1, len(users))
+        ctx.gradients = [None if g is None else g.div_(count) for g in (user_gradient, item_gradient)]
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients, times that of the loss."""
+        return (*(None if g is None else g * gradients[0] for g in ctx.gradients), None)
+
+
+def sampled_softmax(
+    positive: Tensor, negatives: Tensor, mask: Tensor | None = None, log_expected: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the positive against the sampled negatives.
 
-    Negatives are uniform, so that the correction by their sampling probability is one constant, which no gradient sees.
+    Where negatives are uniform, the correction by their sampling probability is one constant, which no gradient sees. Where
+    they are not, each counts for as many items as it was unlikely to be drawn: exp(s_j) / (N q_j) summed over the draws is, in
+    expectation, what all items but the positive would add. Source: Bengio and Senecal, 2008.
 
     Args:
         positive: (...) logits.
         negatives: (..., N) logits.
         mask: (...).
+        log_expected: (N,) log(N q_j), how often each negative is expected among N draws; where not given, it is uniform.
     """
+    if log_expected is not None:
+        negatives = negatives - log_expected
     logits = _together(positive, negatives).flatten(0, -2)
     target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     losses = functional.cross_entropy(logits, target, reduction="none")

@@ -1,9 +1,10 @@
 """Objectives: what an epoch is, for ``persona.training.loop.fit``.
 
-``RowObjective`` trains one target a row, with negatives drawn anew every epoch: any host, any editor. ``SequenceObjective``
-trains all positions of a sequence at once, with negatives shared by a batch: GRU4Rec and SASRec without an editor.
+``RowObjective`` trains one target a row, with negatives drawn anew every epoch: any host, any editor. ``SoftmaxRowObjective``
+does so against the whole catalogue, or negatives shared by a batch: GRU4Rec and SASRec, with or without an editor.
+``SequenceObjective`` trains all positions of a sequence at once: GRU4Rec and SASRec without an editor.
 
-Shapes: B rows, T positions, C candidates, N negatives.
+Shapes: B rows, T positions, C candidates, N negatives, P targets of a batch.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluation
 from recsys.hosts import SequentialHost
 from recsys.personalised import Personalised
+from recsys.seen import seen_counts
+from recsys.sequence_windows import cut
+from recsys.softmax import Competitors, SharedBatch
 
 DRAWN_BATCHES = 64
 POOLED_BATCHES = 16
 SHARED = 16  # targets that share one encoding of their context; a power of two
-LOSSES = ("bce", "sampled_softmax", "gbce")
+LOSSES = ("bce", "sampled_softmax", "gbce", "softmax")
 
 Int64Array = NDArray[np.int64]
 
@@ -42,8 +46,8 @@ class LossConfig:
     """How a batch is made and judged.
 
     Attributes:
-        loss: ``bce`` (as published), ``sampled_softmax`` or ``gbce``.
-        negatives: drawn for every target (rows) or for every batch (sequences).
+        loss: ``bce`` (as published), ``sampled_softmax``, ``gbce`` or ``softmax`` (see ``recsys.softmax``).
+        negatives: drawn for every target (rows) or for every batch (sequences, and ``softmax`` where it is not exact).
         batch_size: rows or sequences.
         sequences: train all positions of a sequence at once.
         monitor: metric that selects the epoch.
@@ -72,7 +76,7 @@ class LossConfig:
 
 def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items: int) -> Tensor:
     """Mean loss of positives (...) against negatives (..., N)."""
-    if config.loss == "sampled_softmax":
+    if config.loss in ("sampled_softmax", "softmax"):
         return losses.sampled_softmax(positive, negatives)
     if config.loss == "gbce":
         return losses.gbce(positive, negatives, n_items)
@@ -89,6 +93,7 @@ class _Objective:
         validation: rows that select the epoch.
         config: loss, negatives, batch size.
         seed: of the order and of the negatives.
+        reference: what a training from scratch has to beat on ``validation`` before it may stop.
     """
 
     def __init__(
@@ -99,9 +104,18 @@ class _Objective:
         validation: Evaluation,
         config: LossConfig,
         seed: int,
+        reference: float | None = None,
     ) -> None:
         self.model, self.data, self.positions = model, data, positions
-        self.validation, self.config, self.seed = validation, config, seed
+        self.validation, self.config, self.seed, self.reference = validation, config, seed, reference
+        self.competitors: Competitors | None = None
+        if config.loss == "softmax":
+            if not isinstance(model.host, SequentialHost):
+                raise ConfigError(
+                    f"{model.host.config.kind} scores every candidate by itself, so that a softmax over the catalogue would "
+                    "take too long: choose --loss sampled_softmax"
+                )
+            self.competitors = Competitors(seen_counts(data, positions), config.negatives)
 
     @property
     def monitor(self) -> str:
@@ -181,28 +195,50 @@ class RowObjective(_Objective):
         # Negatives are drawn for many batches at once: looking up what users touched costs more than drawing.
         for block in _blocks(groups, DRAWN_BATCHES * size):
             targets = block.reshape(-1)
-            negatives = sample_negatives(self.data, self.data.user_of(targets), self.config.negatives, rng)
+            drawn = self._with_negatives(targets, rng).astype(np.int64)
             items, lengths = map(torch.from_numpy, self.data.contexts(block[:, 0], self.model.host.config.max_length))
-            drawn = np.column_stack([self.data.items[targets], negatives]).astype(np.int64)
             candidates = torch.from_numpy(drawn.reshape(len(block), -1))
             for rows in torch.split(torch.arange(len(block)), size):
                 yield Batch(Context(items[rows], lengths[rows]), candidates[rows])
 
+    def _with_negatives(self, targets: Int64Array, rng: np.random.Generator) -> NDArray[np.int32]:
+        """(P,) positions -> (P, 1 + N) their items and negatives."""
+        negatives = sample_negatives(self.data, self.data.user_of(targets), self.config.negatives, rng)
+        return np.column_stack([self.data.items[targets], negatives])
 
-@dataclass(frozen=True)
-class SequenceBatch:
-    """Windows of B users: context (B, T), the item after each position (B, T), 0 where none, and shared negatives (N,)."""
 
-    context: Context
-    targets: Tensor
-    negatives: Tensor
+class SoftmaxRowObjective(RowObjective):
+    """Rows whose targets meet the catalogue, or the same negatives in a batch: one context is scored once for all of them."""
+
+    def batches(self, epoch: int) -> Iterator[SharedBatch]:  # type: ignore[override]
+        """The rows of ``RowObjective`` in its order, with the negatives of the batch."""
+        assert self.competitors is not None
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        for batch in super().batches(epoch):
+            negatives, log_expected = self.competitors.draw(rng)
+            yield SharedBatch(batch.context, batch.candidates, negatives, log_expected=log_expected)
+
+    def loss(self, batch: SharedBatch) -> Tensor:
+        """Mean over targets."""
+        assert self.competitors is not None
+        assert isinstance(self.model.host, SequentialHost)
+        users = self.model.user_vectors(batch.context).repeat_interleave(batch.targets.shape[1], dim=0)
+        return self.competitors.loss(self.model.host, users, batch.targets.flatten(), batch)
+
+    def part(self, batch: SharedBatch, ranks: Ranks) -> Part:
+        """This rank's rows of a batch."""
+        return batch.part(ranks)
+
+    def _with_negatives(self, targets: Int64Array, rng: np.random.Generator) -> NDArray[np.int32]:
+        """(P,) positions -> (P, 1) their items; negatives are the batch's."""
+        return self.data.items[targets, None]
 
 
 class SequenceObjective(_Objective):
     """All positions of a window at once; every target meets the same N negatives of its batch (all items if N >= V).
 
-    Every epoch cuts each user's training events into windows of T + 1 at a new offset, so that contexts of all lengths
-    occur and no event is left out.
+    Every epoch cuts each user's training events into windows at a new offset, so that contexts of all lengths occur and no event
+    is left out. Targets of a basket are all asked for after the last event before it.
 
     Raises:
         ConfigError: the host scores every candidate by itself and cannot share a state between targets.
@@ -216,39 +252,26 @@ class SequenceObjective(_Objective):
         validation: Evaluation,
         config: LossConfig,
         seed: int,
+        reference: float | None = None,
     ) -> None:
-        super().__init__(model, data, positions, validation, config, seed)
+        super().__init__(model, data, positions, validation, config, seed, reference)
         if not isinstance(model.host, SequentialHost) or model.editor is not None:
             raise ConfigError(
                 f"{model.host.config.kind} with an editor of its own or with attention to the target cannot train whole "
                 "sequences: use rows (sequences = false)"
             )
-        if data.baskets:
-            raise ConfigError(
-                "whole sequences would let a target see the rest of its basket: use rows (sequences = false)"
-            )
         self.host = model.host
         self.trained = np.zeros(data.n_events, dtype=bool)
         self.trained[positions] = True
 
-    def batches(self, epoch: int) -> Iterator[SequenceBatch]:
+    def batches(self, epoch: int) -> Iterator[SharedBatch]:
         """Windows in a new order and at new offsets, with new negatives."""
         rng = np.random.default_rng([self.seed, epoch])
-        width = self.host.config.max_length
-        start, stop = self._windows(rng, width)
-        for rows in self._similar(rng, stop - start):
-            width = int((stop - start)[rows].max()) - 1
-            index = start[rows, None] + np.arange(width + 1)
-            valid = index < stop[rows, None]
-            items = np.where(valid, self.data.items[np.minimum(index, self.data.n_events - 1)], 0).astype(np.int64)
-            trained = valid & self.trained[np.minimum(index, self.data.n_events - 1)]
-            lengths = np.minimum(valid.sum(1) - 1, width)
-            history = np.where(np.arange(width) < lengths[:, None], items[:, :-1], 0)
-            yield SequenceBatch(
-                Context(torch.from_numpy(history), torch.from_numpy(lengths)),
-                torch.from_numpy(np.where(trained, items, 0)[:, 1:]),
-                torch.from_numpy(self._negatives(rng)),
-            )
+        windows = cut(self.data, self.trained, self.host.config.max_length, rng)
+        for rows in self._similar(rng, windows.sizes):
+            context, targets, states = windows.batch(rows)
+            negatives, log_expected = self._negatives(rng)
+            yield SharedBatch(context, targets, negatives, states, log_expected)
 
     def _similar(self, rng: np.random.Generator, sizes: Int64Array) -> Iterator[Int64Array]:
         """Batches of windows of similar ``sizes``, in random order: padding would be most of a batch of mixed ones."""
@@ -257,54 +280,42 @@ class SequenceObjective(_Objective):
             for i in rng.permutation(len(batches)):
                 yield batches[i]
 
-    def _negatives(self, rng: np.random.Generator) -> Int64Array:
-        """(N,) drawn items; where that many would be the catalogue, every item once, which makes the softmax exact."""
+    def _negatives(self, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
+        """(N,) drawn items, and how often each is expected; where N would be the catalogue, every item once."""
+        if self.competitors is not None:
+            return self.competitors.draw(rng)
         if self.config.negatives >= self.data.n_items:
-            return np.arange(1, self.data.n_items + 1)
-        return rng.integers(1, self.data.n_items + 1, self.config.negatives)
+            return torch.arange(1, self.data.n_items + 1), None
+        return torch.from_numpy(rng.integers(1, self.data.n_items + 1, self.config.negatives)), None
 
-    def _windows(self, rng: np.random.Generator, width: int) -> tuple[Int64Array, Int64Array]:
-        """Start and stop of every window that holds a target; neighbours share one event, target of one, context of the next."""
-        users = self.data.user_of(np.flatnonzero(self.trained))
-        last = np.zeros(self.data.n_users, dtype=np.int64)
-        np.maximum.at(last, users, np.flatnonzero(self.trained) + 1)
-        known = np.unique(users)
-        first, last = self.data.offsets[known], last[known]
-        # The last window ends at the user's last target, moved back by a random share of a window for long users.
-        shift = np.where(last - first > width + 1, rng.integers(0, width, len(known)), 0)
-        ends = last + shift
-        counts = np.maximum(1, -(-(ends - first - 1) // width))
-        user = np.repeat(np.arange(len(known)), counts)
-        step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        stop = ends[user] - step * width
-        start = np.maximum(first[user], stop - width - 1)
-        stop = np.minimum(stop, last[user])
-        # Where a part of the past is trained, windows without a target in (start, stop) would have no loss.
-        before = np.append(0, np.cumsum(self.trained))
-        keep = before[stop] > before[start + 1]
-        return start[keep], stop[keep]
+    def part(self, batch: SharedBatch, ranks: Ranks) -> Part:
+        """This rank's windows of a batch."""
+        return batch.part(ranks)
 
-    def part(self, batch: SequenceBatch, ranks: Ranks) -> Part:
-        """This rank's windows of a batch, and its share of the targets; the negatives are those of the whole batch."""
-        rows = ranks.rows(len(batch.context))
-        targets = rows.of(batch.targets)
-        context = Context(rows.of(batch.context.items), rows.of(batch.context.lengths))
-        share = int((targets > 0).sum()) / int((batch.targets > 0).sum()) if rows.counted else 0.0
-        return Part(SequenceBatch(context, targets, batch.negatives), rows, share)
-
-    def loss(self, batch: SequenceBatch) -> Tensor:
+    def loss(self, batch: SharedBatch) -> Tensor:
         """Mean over all targets of the batch; a negative that is the target itself does not count."""
-        users, vectors = self.host.forward_sequence(
+        mask = batch.targets > 0
+        targets = batch.targets[mask]
+        if self.competitors is not None:
+            users = self.host.user_vectors(_asked(self.host.encode_sequence(batch.context), batch, mask))
+            return self.competitors.loss(self.host, users, targets, batch)
+        vectors, projected = self.host.forward_sequence(
             features(batch.context, batch.targets), length=batch.context.items.shape[1]
         )
-        mask = batch.targets > 0
-        users, targets = users[mask].float(), batch.targets[mask]
+        users = _asked(vectors, batch, mask).float()
         scores = (users @ self.host.target_vectors(batch.negatives).T).float()
         if len(batch.negatives) == self.data.n_items and self.config.loss == "sampled_softmax":
             return functional.cross_entropy(scores, targets - 1)  # the same, without taking the targets out first
         clash = targets.unsqueeze(1) == batch.negatives
         scores = scores.masked_fill(clash, torch.finfo(scores.dtype).min / 2)
-        return batch_loss(self.config, (users * vectors[mask].float()).sum(-1), scores, self.data.n_items)
+        return batch_loss(self.config, (users * projected[mask].float()).sum(-1), scores, self.data.n_items)
+
+
+def _asked(vectors: Tensor, batch: SharedBatch, mask: Tensor) -> Tensor:
+    """(B, T, d) -> (P, d) those that the targets of a batch are asked for with, where ``mask`` (B, C) has targets."""
+    if batch.states is None:
+        return vectors[mask]
+    return vectors[mask.nonzero()[:, 0], batch.states[mask]]
 
 
 class CrossFitted:
@@ -354,10 +365,13 @@ def make_objective(
     validation: Evaluation,
     config: LossConfig,
     seed: int,
+    reference: float | None = None,
 ) -> RowObjective | SequenceObjective:
     """The objective that ``config`` asks for; an editor always learns from rows, for every row has an edit of its own."""
-    kind = SequenceObjective if config.sequences and model.editor is None else RowObjective
-    return kind(model, data, positions, validation, config, seed)
+    kind: type[RowObjective | SequenceObjective] = SoftmaxRowObjective if config.loss == "softmax" else RowObjective
+    if config.sequences and model.editor is None:
+        kind = SequenceObjective
+    return kind(model, data, positions, validation, config, seed, reference)
 
 
 def _blocks(order: Int64Array, size: int) -> Iterator[Int64Array]:

@@ -15,7 +15,8 @@ from persona.errors import ConfigError
 from persona.torch_device import moved
 from persona.training.ranks import draw
 from recsys.data.batches import Context
-from recsys.hosts import Host
+from recsys.hosts import Host, SequentialHost
+from recsys.hosts.sequential import UserState
 
 # Contexts that the editor reads at once.
 CODED_ROWS = 1024
@@ -71,6 +72,19 @@ class Personalised(nn.Module):
             return None
         edit: Edit = self.editor(self.host.context_features(context), context.lengths)
         return edit
+
+    def user_vectors(self, context: Context) -> Tensor:
+        """(B, d) vectors whose dot products with the items' are the logits, of a host that scores so.
+
+        Trains a host without a sharded table, or an editor over it.
+        """
+        host = self.host
+        assert isinstance(host, SequentialHost)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed_host):
+            state = host.encode(context)
+        edit = self.edit(context)
+        assert isinstance(state, UserState)
+        return host.user_vectors(state.users, None if edit is None else self._drop(edit))
 
     @torch.no_grad()
     def codes(self, context: Context) -> Tensor:

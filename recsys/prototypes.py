@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ from recsys.data.batches import Context
 from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluated, Evaluation
 from recsys.hosts import Host
-from recsys.objectives import RowObjective
+from recsys.objectives import make_objective
 from recsys.personalised import Personalised
 
 if TYPE_CHECKING:  # methods are made of banks, and not the other way round
@@ -237,6 +237,8 @@ def _tuning(
     members = _members(problem, model, Assigner(HeadMetric(model.editor), bank.prototypes), len(bank))
     config = problem.config
     limits = config.fit_config(config.editor_learning_rate)
+    # A prototype learns from the rows of its members, as an editor does.
+    loss = replace(config.loss_config(), sequences=False)
 
     def scorer(prototype: Edit) -> WithPrototype:
         return WithPrototype(model.host, TrainablePrototype(prototype, bank.bound, bank.weight_scales)).eval()
@@ -247,7 +249,7 @@ def _tuning(
             return start
         notify(f"prototype {index + 1} of {len(bank)}")
         tuned = scorer(start)
-        objective = RowObjective(tuned, problem.data, rows.learn, rows.stop, config.loss_config(), config.seed)
+        objective = make_objective(tuned, problem.data, rows.learn, rows.stop, loss, config.seed)
         fit(tuned, tuned.prototype.parameters(), objective, limits, keep_start=True)
         return on_cpu(tuned.prototype).unbounded().detach()
 

@@ -22,7 +22,7 @@ from persona.errors import ConfigError, MismatchError
 from persona.runtime import keep_freed_memory
 from persona.torch_device import generators, set_generators
 from persona.training.execution import Execution
-from persona.training.objective import FitConfig, FitResult, Objective
+from persona.training.objective import FitConfig, FitResult, Objective, Referenced
 
 MakeExecution = Callable[[nn.Module, list[nn.Parameter], Objective, FitConfig, Path | None], Execution]
 
@@ -51,7 +51,8 @@ def fit(
         config: length, speed, seed.
         folder: where to write checkpoints, and to resume from; without one nothing is kept.
         on_epoch: called with the metrics of each finished epoch, also for those of a resumed run.
-        keep_start: the weights before training compete as well, so that training never makes validation worse.
+        keep_start: the weights before training compete as well, so that training never makes validation worse. They are those of
+            a trained module, for which patience counts from the start, whatever the objective's reference.
         about: plain values that a checkpoint has to share besides the settings, such as the digest of the data.
         execution: how steps are made and state is kept.
 
@@ -61,7 +62,8 @@ def fit(
     """
     keep_freed_memory()
     work = execution(module, list(parameters), objective, config, folder)
-    run = _Run(work, objective, config, about or {})
+    reference = objective.reference if isinstance(objective, Referenced) and not keep_start else None
+    run = _Run(work, objective, config, about or {}, reference)
     resumed = run.resume()
     if keep_start and not resumed:
         module.eval()
@@ -95,8 +97,16 @@ def fit(
 class _Run:
     """Progress of one ``fit``: history, best epoch, and the losses of the epoch under way."""
 
-    def __init__(self, work: Execution, objective: Objective, config: FitConfig, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        work: Execution,
+        objective: Objective,
+        config: FitConfig,
+        about: Mapping[str, Any],
+        reference: float | None,
+    ) -> None:
         self.work, self.objective, self.config, self.about = work, objective, config, dict(about)
+        self.reference = reference
         self.result = FitResult()
         self.losses: list[Tensor] = []
         self.generators: Mapping[str, Tensor] = {}
@@ -105,7 +115,9 @@ class _Run:
     def finished(self) -> bool:
         epochs, best = self.result.epochs, self.result.best_epoch
         stale = epochs - max(best + 1, self.config.min_epochs)
-        return epochs >= self.config.epochs or stale >= self.config.patience
+        # What is no better than a trivial rival may not have begun to learn: it gets all its epochs.
+        waits = self.reference is not None and self.result.best_value <= self.reference
+        return epochs >= self.config.epochs or (stale >= self.config.patience and not waits)
 
     def train_epoch(self) -> dict[str, float]:
         """One epoch, or what is left of it after a resume, and its validation."""

@@ -23,7 +23,8 @@ class FitConfig:
 
     Attributes:
         epochs: at most this many.
-        patience: stop after this many epochs without a better validation value.
+        patience: stop after this many epochs without a better validation value, counted from where the objective's reference is
+            beaten.
         learning_rate: of Adam.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         clip: largest gradient norm.
@@ -110,6 +111,17 @@ class Objective(Protocol):
     @property
     def monitor(self) -> str:
         """Which of these metrics selects the epoch; larger is better."""
+
+
+@runtime_checkable
+class Referenced(Protocol):
+    """An objective that knows what a trivial rival achieves: a training from scratch sits there for a while first.
+
+    Attributes:
+        reference: the rival's value of ``monitor``; ``None`` where none is known.
+    """
+
+    reference: float | None
 
 
 @runtime_checkable

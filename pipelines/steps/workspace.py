@@ -55,7 +55,7 @@ class Workspace(WorkFolder):
             ConfigError: a setting is unknown or out of range, or the file cannot be read.
         """
         new = chosen(given, file)
-        settings = self.remembered() | new
+        settings = RecsysConfig.own(self.remembered()) | new
         if settings.get("protocol") == "full" and "monitor" not in new and settings.get("monitor") in SAMPLED_MONITORS:
             settings["monitor"] = RANKING_MONITOR
         return RecsysConfig.from_dict(settings)
@@ -64,7 +64,8 @@ class Workspace(WorkFolder):
         """The settings other than the defaults that ``settings`` takes from the step before."""
         new = chosen(given, file)
         defaults = {f.name: f.default for f in fields(RecsysConfig) if f.default is not MISSING}
-        return {k: v for k, v in self.remembered().items() if k not in new and v != defaults.get(k)}
+        own = RecsysConfig.own(self.remembered())
+        return {k: v for k, v in own.items() if k not in new and v != defaults.get(k)}
 
 
 def under_protocol(config: RecsysConfig, protocol: str) -> RecsysConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -31,6 +32,9 @@ from recsys.hosts import Host, make_host
 from recsys.methods.cost import extra_parameters, refresh_seconds
 from recsys.objectives import RowObjective, SequenceObjective, make_objective
 from recsys.personalised import Personalised
+from recsys.seen import ByCount, seen_counts
+
+logger = logging.getLogger(__name__)
 
 Positions = NDArray[np.int64]
 
@@ -81,6 +85,11 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
     def needed(self) -> tuple[str, ...]:
         """Metrics that the protocol reports."""
         return REPORTED[self.config.protocol]
+
+    @cached_property
+    def reference(self) -> float:
+        """The metric that selects, of a ranking by counts of the training rows: what a training from scratch has to beat."""
+        return self.score(ByCount(seen_counts(self.data, self.split.train)))
 
     def score(self, model: Scorer | Follower) -> float:
         """The metric that selects, of ``model`` on the validation rows."""
@@ -200,7 +209,10 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
 
     def objective(self, model: Personalised, positions: Positions) -> RowObjective | SequenceObjective:
         """What ``model`` learns from ``positions``, selected on the validation rows."""
-        return make_objective(model, self.data, positions, self.validation, self.config.loss_config(), self.config.seed)
+        config = self.config
+        return make_objective(
+            model, self.data, positions, self.validation, config.loss_config(), config.seed, self.reference
+        )
 
     def fit(
         self,
@@ -248,6 +260,17 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
             model.host.load_state_dict(start.state_dict())
         result = self.train(name, model, model.parameters(), positions, keep_start=start is not None)
         self.trainings.results[name] = result
+        if start is None and result.best_value <= self.reference and current().main:
+            logger.warning(
+                "%s: in %d epochs %s of the validation rows came to %.4f at best, where a ranking by popularity has %.4f: train for "
+                "longer, with --epochs %d, or try another --learning-rate",
+                name,
+                result.epochs,
+                self.config.monitor,
+                result.best_value,
+                self.reference,
+                2 * self.config.epochs,
+            )
         return model.host.eval()
 
     def evaluation(self, positions: Positions, limit: int | None = None) -> Evaluation:

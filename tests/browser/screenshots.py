@@ -23,6 +23,8 @@ TARGET = Path(__file__).parents[2] / "docs" / "screenshots"
 # The most active users and the most rated films, and a small host, so that it takes minutes.
 USERS, FILMS = 300, 500
 SETTINGS = (
+    "--preset",
+    "paper",
     "--host",
     "gru4rec",
     "--dim",

@@ -4,7 +4,7 @@ import pytest
 
 from persona.errors import ConfigError
 from persona.settings import PROCESSOR_SETTINGS
-from recsys.config import EDITOR_SETTINGS, MODES, SCALE_SETTINGS, RecsysConfig
+from recsys.config import EDITOR_SETTINGS, MODES, RECIPES, SCALE_SETTINGS, RecsysConfig
 from recsys.data.protocols import PROTOCOLS
 from recsys.methods import Problem
 from tests.recsys.toy import SMALL, personalised, walks
@@ -16,12 +16,54 @@ def test_the_settings_survive_json():
 
 
 def test_zero_and_negative_stand_for_the_preset():
-    paper = RecsysConfig().host_config(n_items=9)
+    paper = RecsysConfig(preset="paper").host_config(n_items=9)
     assert (paper.dim, paper.max_length, paper.dropout) == (32, 10, 0.0)
     modern = RecsysConfig(preset="modern").host_config(n_items=9)
     assert (modern.dim, modern.max_length, modern.dropout) == (64, 50, 0.2)
     own = RecsysConfig(preset="modern", dim=16, max_length=7, dropout=0.0).host_config(n_items=9)
     assert (own.dim, own.max_length, own.dropout) == (16, 7, 0.0)
+
+
+def test_a_preset_brings_its_training_and_what_is_given_wins():
+    modern, paper = RecsysConfig(), RecsysConfig(preset="paper")
+    assert (modern.preset, modern.loss, modern.sequences, modern.monitor) == ("modern", "softmax", True, "ndcg_10")
+    published = (paper.loss, paper.negatives, paper.batch_size, paper.sequences, paper.monitor, paper.learning_rate)
+    assert published == ("bce", 4, 1024, False, "uauc", 1e-3)
+    mixed = RecsysConfig(preset="paper", loss="gbce", sequences=True)
+    assert (mixed.loss, mixed.sequences, mixed.negatives) == ("gbce", True, 4)
+    assert RecsysConfig.from_dict({"preset": "paper", "negatives": 9}) == replace(paper, negatives=9)
+
+
+def test_the_defaults_that_are_shown_are_those_of_the_default_preset():
+    shown = {f.name: f.default for f in fields(RecsysConfig)}
+    assert shown == {f.name: getattr(RecsysConfig(), f.name) for f in fields(RecsysConfig)}
+    assert {name: shown[name] for name in RECIPES["modern"]} == RECIPES["modern"]
+
+
+@pytest.mark.parametrize("kind", [{"host": "din"}, {"table_optimizer": "rowwise_adagrad"}], ids=["din", "sharded"])
+def test_the_default_preset_trains_by_rows_where_it_has_to(kind):
+    config = RecsysConfig(**kind)
+    assert (config.loss, config.sequences) == ("sampled_softmax", False)
+
+
+def test_what_a_preset_brought_goes_with_it():
+    """A step that changes the preset takes over from the step before what was given there, not what the preset brought."""
+    before = RecsysConfig(preset="paper", negatives=9, epochs=3, seed=2).as_dict()
+    own = RecsysConfig.own(before)
+    assert {name for name in own if own[name] != RecsysConfig().as_dict()[name]} == {
+        "preset",
+        "negatives",
+        "epochs",
+        "seed",
+    }
+    assert RecsysConfig.from_dict(own).as_dict() == before
+    assert RecsysConfig.from_dict(own | {"preset": "modern"}) == RecsysConfig(negatives=9, epochs=3, seed=2)
+    assert RecsysConfig.own({}) == {}
+
+
+def test_a_setting_that_there_is_not_is_refused_by_name():
+    with pytest.raises(TypeError, match="no setting 'lerning_rate'"):
+        RecsysConfig(lerning_rate=0.1)
 
 
 def test_every_setting_reaches_the_part_it_belongs_to():
@@ -95,7 +137,7 @@ def test_what_large_tables_need_changes_no_record_of_what_does_without():
         ({"head": "ful"}, "unknown head 'ful': did you mean 'full'"),
         ({"bound": "tan"}, "unknown bound 'tan': did you mean 'tanh'"),
         ({"monitor": "uacu"}, "monitor 'uacu' cannot select .* did you mean 'uauc'"),
-        ({"protocol": "full"}, "monitor 'uauc' cannot select epochs under protocol full: .*ndcg_10"),
+        ({"protocol": "full", "preset": "paper"}, "monitor 'uauc' cannot select epochs under protocol full: .*ndcg_10"),
         ({"monitor": "logloss"}, "monitor 'logloss' cannot"),  # smaller is better
         ({"hold_back": 1.0}, "hold_back is 1.0, but it is a share between 0 and 1"),
         ({"edit_dropout": 0.0}, "edit_dropout is 0.0, but it is a share between 0 and 1"),
@@ -104,7 +146,7 @@ def test_what_large_tables_need_changes_no_record_of_what_does_without():
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"editor_learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"seed": -1}, "seed"),
-        ({"dim": 30}, "dim has to be a multiple of heads"),
+        ({"dim": 31}, "dim has to be a multiple of heads"),
         ({"dropout": 1.0}, "dropout has to be a number from 0 to below 1"),
         ({"tau": 0.0}, "tau is 0.0"),
         ({"negatives": 0}, "negatives is 0"),
@@ -112,6 +154,11 @@ def test_what_large_tables_need_changes_no_record_of_what_does_without():
         ({"table_learning_rate": 0.0}, "table_learning_rate is 0.0"),
         ({"checkpoint_steps": -1}, "checkpoint_steps cannot be negative"),
         ({"sequences": True, "table_optimizer": "rowwise_adagrad"}, "use rows"),
+        (
+            {"loss": "softmax", "table_optimizer": "rowwise_adagrad"},
+            "its rows lie in pieces: choose loss = sampled_softmax",
+        ),
+        ({"loss": "softmax", "host": "din"}, "din scores every candidate by itself: choose loss = sampled_softmax"),
     ],
 )
 def test_a_wrong_setting_is_named_before_any_work(wrong, sentence):

@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional
 
 from persona.errors import ConfigError
-from recsys.losses import bce, gbce, sampled_softmax
+from recsys import losses
+from recsys.losses import bce, gbce, sampled_softmax, softmax
 
 
 def logits(*shape, seed=0):
@@ -32,6 +33,39 @@ def test_sampled_softmax_is_the_log_share_of_the_positive():
     x = logits(3, 4, 6)
     direct = -x.softmax(-1)[..., 0].log().mean()
     torch.testing.assert_close(sampled_softmax(x[..., 0], x[..., 1:]), direct)
+
+
+def test_the_softmax_over_all_items_and_its_gradients_are_those_of_cross_entropy_whatever_the_blocks(monkeypatch):
+    users, items, targets = logits(7, 3), logits(5, 3, seed=1), torch.tensor([0, 4, 4, 2, 1, 3, 0])
+    made = []
+    for scores in (1 << 22, 12, 1):
+        monkeypatch.setattr(losses, "SCORES", scores)
+        ours = [tensor.clone().requires_grad_() for tensor in (users, items)]
+        loss = softmax(*ours, targets)
+        (3 * loss).backward()
+        made.append([loss.detach(), *(tensor.grad for tensor in ours)])
+    plain = [tensor.clone().requires_grad_() for tensor in (users, items)]
+    direct = functional.cross_entropy(plain[0] @ plain[1].T, targets)
+    (3 * direct).backward()
+    for found in made:
+        torch.testing.assert_close(found, [direct.detach(), *(tensor.grad for tensor in plain)])
+
+
+def test_the_softmax_makes_no_gradient_of_fixed_items():
+    users, items = logits(2, 3).requires_grad_(), logits(5, 3, seed=1)
+    softmax(users, items, torch.tensor([0, 1])).backward()
+    assert items.grad is None
+    assert users.grad is not None
+
+
+def test_corrected_negatives_stand_for_all_items_in_expectation():
+    """exp(s) / (N q) summed over N draws by q is, in expectation, the sum of exp(s) over all items."""
+    scores, shares, count = logits(6), torch.tensor([0.4, 0.3, 0.1, 0.1, 0.05, 0.05], dtype=torch.float64), 20_000
+    drawn = torch.multinomial(shares, count, replacement=True, generator=torch.Generator().manual_seed(0))
+    expected = (shares * count).log()[drawn]
+    found = sampled_softmax(scores[:1], scores[drawn].unsqueeze(0), log_expected=expected)
+    exact = (scores.exp().sum() + scores[0].exp()).log() - scores[0]
+    torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.75, 1.0])

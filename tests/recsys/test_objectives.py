@@ -6,11 +6,21 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, softplus
 
 from persona.errors import ConfigError
+from recsys import softmax
+from recsys.data.batches import Context
 from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluation
 from recsys.hosts import HostConfig, make_host
-from recsys.objectives import SHARED, LossConfig, RowObjective, SequenceObjective, make_objective
+from recsys.objectives import (
+    SHARED,
+    LossConfig,
+    RowObjective,
+    SequenceObjective,
+    SoftmaxRowObjective,
+    make_objective,
+)
 from recsys.personalised import Personalised
+from recsys.seen import seen_counts
 from tests.recsys.toy import ITEMS, personalised, sequences, walks
 
 T = 5
@@ -27,6 +37,10 @@ def windows_of(data, positions, config=None, model=None, seed=3):
     validation = Evaluation(data, positions[:4], max_length=T)
     model = model or personalised(editor=False)
     return SequenceObjective(model, data, positions, validation, config or LossConfig(batch_size=4), seed)
+
+
+def softmax_rows_of(data, positions, config, model):
+    return SoftmaxRowObjective(model, data, positions, Evaluation(data, positions[:4], max_length=T), config, 3)
 
 
 def numbered(lengths: list[int]) -> SequenceData:
@@ -155,6 +169,62 @@ def test_windows_hold_every_training_position_once_and_only_the_past(lengths, ep
     assert sorted(seen) == positions.tolist()
 
 
+def in_baskets(users: list[list[int]]) -> SequenceData:
+    """Data where item i is the i-th event, of users whose baskets have these sizes."""
+    times = [[moment for moment, size in enumerate(sizes) for _ in range(size)] for sizes in users]
+    ends = np.cumsum([len(own) for own in times])
+    histories = [list(range(end - len(own) + 1, end + 1)) for own, end in zip(times, ends, strict=True)]
+    return sequences(histories, times, n_items=int(ends[-1]) + 9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=6), min_size=1, max_size=4),
+    st.integers(0, 99),
+    st.integers(1, 5),
+)
+def test_windows_ask_for_each_target_after_the_last_event_before_its_basket(users, epoch, batch_size):
+    data = in_baskets(users)
+    positions = np.flatnonzero(data.basket_start > data.offsets[data.user_of(np.arange(data.n_events))])
+    host = HostConfig.preset("gru4rec", "paper", data.n_items, dim=8, max_length=T)
+    objective = windows_of(data, positions, LossConfig(batch_size=batch_size), Personalised(make_host(host)))
+    seen = []
+    for batch in objective.batches(epoch):
+        assert batch.context.lengths.min() >= 1
+        assert batch.context.items.shape[1] == batch.context.lengths.max() <= T
+        for row, column in batch.targets.nonzero().tolist():
+            position = int(batch.targets[row, column]) - 1
+            state = int(batch.states[row, column])
+            assert batch.context.items[row, state] == data.basket_start[position], "item i is event i - 1"
+            assert state < batch.context.lengths[row]
+            seen.append(position)
+    assert sorted(seen) == positions.tolist()
+
+
+@pytest.mark.parametrize("loss", ["bce", "sampled_softmax", "softmax"])
+def test_the_sequence_loss_with_baskets_is_the_mean_over_targets_with_the_context_that_rows_have(loss):
+    data = in_baskets([[2, 3, 1], [1, 1]])
+    positions = np.array([2, 3, 4, 5, 7])
+    host = HostConfig.preset("gru4rec", "paper", data.n_items, dim=8, max_length=9)
+    torch.manual_seed(0)
+    model = Personalised(make_host(host)).eval()
+    model.host.embedding.embeddings["item"].weight.data.mul_(20)
+    objective = windows_of(data, positions, LossConfig(loss, negatives=6, batch_size=9), model)
+    [batch] = objective.batches(0)
+    rivals = torch.from_numpy(np.arange(1, 9)) if loss == "softmax" else batch.negatives
+    singles = []
+    for position in positions:
+        context = Context(*map(torch.from_numpy, data.contexts(np.array([position]), 9)))
+        target = torch.tensor([int(data.items[position])])
+        scores = model.score(context, torch.cat([target, rivals[rivals != target]])[None])[0]
+        missing = int((rivals == target).sum()) if loss != "softmax" else 0
+        padded = torch.cat([scores[1:], torch.full((missing,), -torch.inf)])
+        singles.append(
+            reference_loss("sampled_softmax" if loss == "softmax" else loss, scores[0], padded, data.n_items)
+        )
+    assert objective.loss(batch).item() == pytest.approx(torch.stack(singles).mean().item(), abs=1e-6)
+
+
 def test_windows_of_long_users_start_anywhere():
     data = numbered([60])
     objective = windows_of(data, np.arange(1, 60))
@@ -224,12 +294,62 @@ def test_a_negative_that_is_the_target_gets_no_gradient():
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+def test_the_softmax_meets_the_items_seen_and_none_of_the_future():
+    """Users learn from their first five events; what only comes later is no rival."""
+    data = numbered([9, 7])
+    positions = np.array([1, 2, 3, 4, 10, 11])
+    host = HostConfig.preset("gru4rec", "paper", data.n_items, dim=8, max_length=T)
+    model = Personalised(make_host(host))
+    for make in (windows_of, softmax_rows_of):
+        objective = make(data, positions, LossConfig("softmax", batch_size=4), model)
+        assert objective.competitors.items.tolist() == [1, 2, 3, 4, 5, 10, 11, 12]
+        model.zero_grad()
+        sum(objective.loss(batch) for batch in objective.batches(0)).backward()
+        moved = model.host.embedding.embeddings["item"].weight.grad.abs().sum(1) > 0
+        assert moved.nonzero().flatten().tolist() == [1, 2, 3, 4, 5, 10, 11, 12]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_rows_under_the_softmax_meet_all_items_with_the_edit_of_their_own_context(learned):
+    model = personalised(learned=learned)
+    objective = softmax_rows_of(DATA, TRAIN, LossConfig("softmax", batch_size=16), model)
+    batch = next(iter(objective.batches(0)))
+    scores = model.score_catalogue(batch.context)[:, objective.competitors.items]
+    place = {item: i for i, item in enumerate(objective.competitors.items.tolist())}
+    targets = torch.tensor([place[item] for item in batch.targets[:, 0].tolist()])
+    assert objective.loss(batch).item() == pytest.approx(cross_entropy(scores, targets).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["rows", "windows"])
+def test_a_catalogue_that_is_too_large_is_met_by_negatives_drawn_by_frequency(kind, monkeypatch):
+    monkeypatch.setattr(softmax, "EXACT_ITEMS", 10)
+    model = personalised(editor=kind == "rows", learned=True)
+    exact = make_objective(model, DATA, TRAIN, None, LossConfig("softmax", batch_size=200), 0)
+    sampled = make_objective(model, DATA, TRAIN, None, LossConfig("softmax", 20_000, batch_size=200), 0)
+    assert not sampled.competitors.exact
+    monkeypatch.setattr(softmax, "EXACT_ITEMS", 100)
+    exact = make_objective(model, DATA, TRAIN, None, LossConfig("softmax", batch_size=200), 0)
+    [batch], [whole] = sampled.batches(0), exact.batches(0)
+    counts = seen_counts(DATA, TRAIN)
+    drawn = torch.bincount(batch.negatives, minlength=ITEMS + 1).numpy()
+    assert np.corrcoef(drawn, counts**0.75)[0, 1] > 0.98
+    # Rows come in another order: means over all targets, whose negatives are enough to be near the exact softmax.
+    assert sampled.loss(batch).item() == pytest.approx(exact.loss(whole).item(), abs=0.02)
+
+
+def test_the_softmax_refuses_a_host_that_scores_candidates_by_themselves():
+    with pytest.raises(ConfigError, match=r"din scores every candidate by itself.*choose --loss sampled_softmax"):
+        rows_of(LossConfig("softmax"), model=personalised("din"))
+
+
 def test_a_config_with_sequences_trains_an_editor_on_rows_all_the_same():
     config = LossConfig(sequences=True)
     validation = Evaluation(DATA, TRAIN, max_length=T)
     for editor, kind in ((True, RowObjective), (False, SequenceObjective)):
         objective = make_objective(personalised(editor=editor), DATA, TRAIN, validation, config, 0)
         assert type(objective) is kind
+    config = LossConfig("softmax", sequences=True)
+    assert type(make_objective(personalised(), DATA, TRAIN, validation, config, 0)) is SoftmaxRowObjective
 
 
 @pytest.mark.parametrize(
@@ -237,9 +357,8 @@ def test_a_config_with_sequences_trains_an_editor_on_rows_all_the_same():
     [
         (personalised("din", editor=False), DATA, "din with .* cannot train whole sequences: use rows"),
         (personalised(), DATA, "cannot train whole sequences: use rows"),
-        (personalised(editor=False), sequences([[1, 2, 3]], times=[[1, 1, 2]]), "rest of its basket: use rows"),
     ],
-    ids=["attention to the target", "an editor", "baskets"],
+    ids=["attention to the target", "an editor"],
 )
 def test_what_cannot_train_whole_sequences_is_refused(model, data, sentence):
     with pytest.raises(ConfigError, match=sentence):

@@ -20,6 +20,7 @@ STRIDES = (1, 2, 5)
 SMALL = RecsysConfig(
     host="gru4rec",
     protocol="paper",
+    preset="paper",
     dim=8,
     max_length=5,
     width=8,

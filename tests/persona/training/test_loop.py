@@ -179,6 +179,31 @@ def test_patience_is_not_counted_before_min_epochs():
     assert fit(net, net.parameters(), Regression(net, values=values), config).best_epoch == 4
 
 
+@pytest.mark.parametrize(
+    ("values", "reference", "best", "epochs"),
+    [
+        ([0.3, 0.2, 0.2, 0.2, 0.6, 0.5, 0.5, 0.9], 0.4, 4, 7),  # beaten in epoch 4, then two epochs of patience
+        ([0.3, 0.2, 0.2, 0.2, 0.6, 0.5, 0.5, 0.9], None, 0, 3),
+        ([0.4, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1], 0.4, 0, 8),  # no better than the rival: all epochs
+        ([0.5, 0.2, 0.2, 0.2, 0.6, 0.5, 0.5, 0.9], 0.4, 0, 3),
+    ],
+)
+def test_patience_counts_from_where_the_rival_is_beaten(values, reference, best, epochs):
+    net = module()
+    objective = Regression(net, values=list(values))
+    objective.reference = reference
+    result = fit(net, net.parameters(), objective, FitConfig(epochs=8, patience=2))
+    assert (result.best_epoch, result.epochs) == (best, epochs)
+
+
+def test_what_starts_from_a_trained_module_has_no_rival_to_wait_for():
+    net = module()
+    objective = Regression(net, values=[0.3, 0.2, 0.2, 0.9])
+    objective.reference = 0.4
+    result = fit(net, net.parameters(), objective, FitConfig(epochs=8, patience=2), keep_start=True)
+    assert (result.best_epoch, result.epochs) == (-1, 2)
+
+
 def test_the_start_competes_when_asked():
     net = module()
     before = {k: v.clone() for k, v in net.state_dict().items()}

@@ -12,6 +12,8 @@ from recsys.replay import METRICS, POLICIES
 from tests.recsys.toy import write_walks
 
 TINY = [
+    "--preset",
+    "paper",
     "--host",
     "gru4rec",
     "--dim",

@@ -29,6 +29,15 @@ def test_options_override_a_file_overrides_the_step_before_overrides_defaults(sp
     assert space.settings({}) == RecsysConfig(epochs=5, seed=5, host="din", dropout=0.5), "asking changes nothing"
 
 
+def test_a_preset_or_host_that_is_given_brings_its_own_training(space):
+    space.remember(RecsysConfig(preset="paper", epochs=5, negatives=7))
+    assert space.settings({}) == RecsysConfig(preset="paper", epochs=5, negatives=7)
+    assert space.settings({"preset": "modern"}) == RecsysConfig(epochs=5, negatives=7)
+    assert space.taken_over({}) == {"preset": "paper", "epochs": 5, "negatives": 7}
+    space.remember(RecsysConfig())
+    assert space.settings({"host": "din"}) == RecsysConfig(host="din")
+
+
 def test_a_setting_may_be_given_as_zero_or_false(space):
     space.remember(RecsysConfig(sequences=True, min_epochs=4, dropout=0.5))
     settings = space.settings({"sequences": False, "min_epochs": 0, "dropout": 0.0})
@@ -97,7 +106,7 @@ def test_ranking_the_whole_catalogue_is_monitored_by_ranks_unless_asked_otherwis
     assert space.settings({"protocol": "paper"}).monitor == "auc"
     with pytest.raises(ConfigError, match="monitor 'uauc' cannot select epochs under protocol full"):
         space.settings({"protocol": "full", "monitor": "uauc"})
-    assert under_protocol(RecsysConfig(), "full") == RecsysConfig(protocol="full", monitor="ndcg_10")
+    assert under_protocol(RecsysConfig(preset="paper"), "full").monitor == "ndcg_10"
     assert under_protocol(RecsysConfig(monitor="mrr"), "full").monitor == "mrr"
     assert under_protocol(RecsysConfig(), "paper") == RecsysConfig(protocol="paper")
 
