@@ -24,7 +24,7 @@ from persona.editor import ParameterEditor
 from persona.errors import ConfigError, nearest
 from persona.prototypes import HeadMetric, Server
 from persona.prototypes.fitted_format import load_fitted, save_fitted
-from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank
+from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank, LevelScore, fit_editor_bank
 from persona.storage import digest_json
 from persona.training.kept import OnEpoch, Trainings
 from persona.training.objective import FitResult
@@ -175,20 +175,21 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
         """How the banks of methods are made."""
         return BankConfig()
 
-    def kept_bank(
-        self, editor: ParameterEditor, settings: BankConfig, contexts: Contexts, fit: Callable[[], FittedBank]
+    def bank_of(
+        self, editor: ParameterEditor, contexts: Contexts, settings: BankConfig, score: LevelScore, **options: Any
     ) -> FittedBank:
-        """The bank of an editor that is in the problem's folder, or else what ``fit`` makes, which is kept there."""
-        folder = self.trainings.folder_of(WHOLE)
-        if folder is None:
-            return fit()
-        metric = HeadMetric(editor)
+        """The bank of an editor that is in the problem's folder, or else a new one, which is kept there.
+
+        Arguments as in ``persona.prototypes.fit_editor_bank``.
+        """
+        folder, metric = self.trainings.folder_of(WHOLE), HeadMetric(editor)
         key = {"recipe": RECIPE, "host": metric.host, "editor": metric.editor, **asdict(settings)}
-        place = folder / "banks" / digest_json(key)[:16]
-        if place.exists():
+        place = None if folder is None else folder / "banks" / digest_json(key)[:16]
+        if place is not None and place.exists():
             return load_fitted(place, contexts)
-        fitted = fit()
-        save_fitted(place, fitted)
+        fitted = fit_editor_bank(editor, contexts, settings, score, seed=self.config.seed, **options)
+        if place is not None:
+            save_fitted(place, fitted)
         return fitted
 
     def depends(self, method: str) -> dict[str, Any]:

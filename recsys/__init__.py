@@ -1,1 +1,1 @@
-"""The sequential-recommendation task: logs, protocols, hosts on TorchRec, baselines, and the servable recommender."""
+"""The sequential-recommendation task: logs, protocols, hosts on TorchRec, methods, and the servable recommender."""

@@ -36,7 +36,6 @@ from persona.prototypes import (
     StreamedPartition,
     editor_digest,
     fit_bank_streamed,
-    fit_editor_bank,
 )
 from persona.prototypes.fitting import sampled
 from persona.prototypes.specialisation import Score
@@ -157,40 +156,32 @@ def fit_bank(
     if editor is None:
         raise ConfigError("prototypes are made of an editor's edits, but this model has no editor")
     editor.host = model.host.digest()
-    seen = PersonalContexts(problem.data, problem.everything, model.host.config.max_length)
-    context, owners = seen.at(sampled(len(seen), FIT_CONTEXTS, problem.config.seed))
-    numbers = user_numbers(problem.data.user_ids.to_list())
-    names: list[str] = problem.data.user_ids.gather(owners).to_list()
-    users = torch.from_numpy(owners)
-    contexts = Contexts(model.codes(context), users, numbers[users], names)
-
-    def score(level: str, bank: PrototypeBank | None) -> float:
-        return problem.score(at_level(model, bank, level))
+    data, seed = problem.data, problem.config.seed
+    seen = PersonalContexts(data, problem.everything, model.host.config.max_length)
+    context, owners = seen.at(sampled(len(seen), FIT_CONTEXTS, seed))
+    users, numbers = torch.from_numpy(owners), user_numbers(data.user_ids.to_list())
+    contexts = Contexts(model.codes(context), users, numbers[users], data.user_ids.gather(owners).to_list())
 
     def streamed(k: int) -> StreamedPartition:
         return fit_bank_streamed(
             HeadMetric(editor),
             partial(seen.coded, model, numbers),
             k,
-            seed=problem.config.seed,
+            seed=seed,
             space=settings.space,
             sample_size=FIT_CONTEXTS,
             keep_statistics=True,
         )
 
-    def make() -> FittedBank:
-        return fit_editor_bank(
-            editor,
-            contexts,
-            settings,
-            score,
-            seed=problem.config.seed,
-            tuning=lambda bank: _tuning(problem, model, bank, notify),
-            partition=streamed if len(seen) > FIT_CONTEXTS else None,
-            notify=notify,
-        )
-
-    return problem.kept_bank(editor, settings, contexts, make)
+    return problem.bank_of(
+        editor,
+        contexts,
+        settings,
+        lambda level, bank: problem.score(at_level(model, bank, level)),
+        tuning=lambda bank: _tuning(problem, model, bank, notify),
+        partition=streamed if len(seen) > FIT_CONTEXTS else None,
+        notify=notify,
+    )
 
 
 def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Personalised:

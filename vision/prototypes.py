@@ -22,7 +22,6 @@ from persona.prototypes import (
     PrototypeBank,
     Server,
     UserStatistics,
-    fit_editor_bank,
 )
 from persona.torch_device import moved
 from vision.evaluation import Evaluation
@@ -90,14 +89,9 @@ def fit_bank(
     codes, owners = window_codes(model, windows, problem.features_of(model.host))
     devices = torch.from_numpy(owners)
     contexts = Contexts(codes, devices, devices, [problem.data.device_ids[d] for d in owners])
-
-    def score(level: str, bank: PrototypeBank | None) -> float:
-        return problem.score(at_level(model, bank, level))
-
-    def make() -> FittedBank:
-        return fit_editor_bank(editor, contexts, settings, score, seed=problem.config.seed, notify=notify)
-
-    return problem.kept_bank(editor, settings, contexts, make)
+    return problem.bank_of(
+        editor, contexts, settings, lambda level, bank: problem.score(at_level(model, bank, level)), notify=notify
+    )
 
 
 @torch.no_grad()
