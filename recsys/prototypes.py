@@ -42,6 +42,7 @@ from persona.prototypes import (
 from persona.prototypes.partition import BASIS_SIZE
 from persona.prototypes.trainable import TrainablePrototype
 from persona.training.loop import fit
+from persona.wire import LEVELS
 from recsys.data.batches import Context
 from recsys.data.sequences import SequenceData
 from recsys.evaluation import Evaluated, Evaluation
@@ -58,7 +59,6 @@ FIT_CONTEXTS = 500_000
 BLOCK_CONTEXTS = 1 << 16
 # A prototype is trained only where this many users stop its training, and as many others judge it.
 MIN_JUDGES = 10
-LEVELS = ("host", "prototype", "basis", "edit")
 
 Notify = Callable[[str], None]
 
@@ -237,7 +237,7 @@ def fit_prototypes(
 
 
 def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Personalised:
-    """What ranks at a level of ``recsys.serving.recommender.LEVELS``; ``prototype`` and ``basis`` need the bank."""
+    """What ranks at a level of ``persona.wire.LEVELS``; ``prototype`` and ``basis`` need the bank."""
     if level == "host":
         return Personalised(model.host).eval()
     if level == "edit":

@@ -15,7 +15,7 @@ from persona.prototypes.basis import EditBasis, fit_basis
 from persona.prototypes.clustering import Clustering, ClusterSums, kmeans
 from persona.prototypes.forgetting import Forgotten, forget
 from persona.prototypes.lineage import Lineage, VersionRecord
-from persona.prototypes.message import LEVELS, MAX_BYTES, MAX_COEFFICIENTS, message_bytes, receive
+from persona.prototypes.message import receive
 from persona.prototypes.metric import SPACES, HeadMetric, editor_digest
 from persona.prototypes.partition import Partition, fit_bank, fit_distinct
 from persona.prototypes.plan import RefineConfig
@@ -29,9 +29,6 @@ from persona.prototypes.streaming import CodeBlock, StreamedPartition, fit_bank_
 from persona.prototypes.user_statistics import StatisticsFold, UserStatistics, merge
 
 __all__ = [
-    "LEVELS",
-    "MAX_BYTES",
-    "MAX_COEFFICIENTS",
     "MAX_PROTOTYPES",
     "SPACES",
     "Assigner",
@@ -70,7 +67,6 @@ __all__ = [
     "merge",
     "merge_samples",
     "merge_statistics",
-    "message_bytes",
     "receive",
     "refine",
     "same_prototypes",

@@ -19,6 +19,7 @@ from persona.comparison import Measured, metric_name
 from persona.errors import ConfigError, DataError
 from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refinement, Server, UserStatistics, refine
 from persona.storage import atomic_folder, load_tensors, save_tensors
+from persona.wire import LEVELS
 from pipelines import tracking
 from pipelines.steps.vision import EXPERIMENT, OnEpoch, served_by
 from pipelines.steps.vision_workspace import VisionWorkspace
@@ -42,7 +43,7 @@ from vision.methods import Problem, fit_chosen, personalised, train_configured
 from vision.objectives import batched_logits
 from vision.personalised import Personalised
 from vision.prototypes import window_codes, window_statistics
-from vision.serving.classifier import LEVELS, Classifier
+from vision.serving.classifier import Classifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
