@@ -40,7 +40,7 @@ from persona.prototypes import (
     specialise,
 )
 from persona.prototypes.partition import BASIS_SIZE
-from persona.prototypes.trainable import TrainablePrototype
+from persona.prototypes.specialisation import TrainablePrototype
 from persona.training.loop import fit
 from persona.wire import LEVELS
 from recsys.data.batches import Context

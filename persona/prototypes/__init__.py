@@ -20,12 +20,11 @@ from persona.prototypes.metric import SPACES, HeadMetric, editor_digest
 from persona.prototypes.partition import Partition, fit_bank, fit_distinct
 from persona.prototypes.plan import RefineConfig
 from persona.prototypes.refinement import Refinement, refine
-from persona.prototypes.sampling import CodeSample, merge_samples
 from persona.prototypes.selection import Candidate, Choice, adjusted_rand_index, choose_k
 from persona.prototypes.serving import Server
 from persona.prototypes.specialisation import Specialised, specialise
 from persona.prototypes.statistics_format import load_statistics, merge_statistics, save_statistics
-from persona.prototypes.streaming import CodeBlock, StreamedPartition, fit_bank_streamed
+from persona.prototypes.streaming import CodeBlock, CodeSample, StreamedPartition, fit_bank_streamed, merge_samples
 from persona.prototypes.user_statistics import StatisticsFold, UserStatistics, merge
 
 __all__ = [
