@@ -23,7 +23,13 @@ from persona.prototypes.refinement import Refinement, refine
 from persona.prototypes.selection import Candidate, Choice, adjusted_rand_index, choose_k
 from persona.prototypes.serving import Server
 from persona.prototypes.specialisation import Specialised, specialise
-from persona.prototypes.statistics_format import load_statistics, merge_statistics, save_statistics
+from persona.prototypes.statistics_format import (
+    forget_user,
+    is_shard,
+    load_statistics,
+    merge_statistics,
+    save_statistics,
+)
 from persona.prototypes.streaming import CodeBlock, CodeSample, StreamedPartition, fit_bank_streamed, merge_samples
 from persona.prototypes.user_statistics import StatisticsFold, UserStatistics, merge
 
@@ -60,6 +66,8 @@ __all__ = [
     "fit_basis",
     "fit_distinct",
     "forget",
+    "forget_user",
+    "is_shard",
     "kmeans",
     "load_bank",
     "load_statistics",
