@@ -19,8 +19,8 @@ from torch import Tensor
 
 from persona.edits import Edit, LayerEdit
 from persona.errors import ConfigError, nearest
+from persona.wire import BOUNDS
 
-BOUNDS = ("tanh", "clip", "frobenius", "none")
 # A tanh counts as saturated where its slope is below 1 %: |x| > artanh(sqrt(0.99)).
 _TANH_SATURATION = 2.9932
 

@@ -3,16 +3,13 @@
 A service answers from graphs and from these tables alone, so that it starts in a second and stays small. The numbers are
 those of ``persona.prototypes.Server`` and ``persona.bounds.Bound``; ``persona.prototypes.tables`` writes them out at release.
 
-Do no harm: an edit that is not finite, or outside its trust region, is never used. The bound keeps weights, but not biases,
-near the host's: the region is a ball of ``TRUST`` times the radius that the bound allows all weights together.
+Do no harm: an edit that is not finite, or outside its trust region (``persona.wire``), is never used.
 
 Shapes: B devices, L layers, d code width, K prototypes, m directions, P entries of a flat edit (per layer dW^T, then db).
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,23 +19,24 @@ from numpy.typing import NDArray
 
 from persona.arrays import arrays_from_bytes, arrays_to_bytes
 from persona.errors import FormatError
+from persona.wire import (
+    LEVELS,
+    MAX_COEFFICIENTS,
+    NOT_FINITE,
+    NOT_TRUSTED,
+    TIE,
+    Doubles,
+    Floats,
+    bound,
+    dequantise,
+    edit_header,
+    encode_remainder,
+    quantise,
+    trust_radius,
+)
 
 FORMAT, FORMAT_VERSION = "edit tables", 1
-LEVELS = ("host", "prototype", "basis", "edit")
-TRUST = 2.0
-NOT_FINITE = "the edit is not finite"
-NOT_TRUSTED = "the edit leaves its trust region"
 
-# The layout of ``persona.prototypes.message``.
-_MESSAGE = struct.Struct("<cB8sBBf")
-_LAYOUT = 1
-_OVERHEAD = _MESSAGE.size + 4
-_MAX_BYTES = 64
-# As in ``persona.prototypes.assign``: squared distances closer than this share of what they are made of are equal.
-_TIE = 1e-12
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
@@ -115,9 +113,7 @@ class EditTables:
         self.size = self.layers[-1].stop
         if self._has_bank and not self.prototypes.shape[1] == self._directions.shape[1] == self.size:
             raise FormatError("the edit tables mix the layers of two hosts: release the bundle again")
-        tau = 1.0 if self.bound == "none" else float(header["bound"]["tau"])
-        # A host whose adaptive layers are generated whole has no weights to compare with.
-        self.trust_radius = TRUST * tau * weight_norm if weight_norm > 0 else np.inf
+        self.trust_radius = trust_radius(self.bound, float(header["bound"]["tau"]), weight_norm)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> EditTables:
@@ -150,27 +146,21 @@ class EditTables:
     def assign(self, codes: Floats) -> tuple[Indices, Doubles]:
         """(B, L, d) -> (B,) nearest prototype, ties to the lowest, and (B, K) distances to all of them."""
         square, scale = self.square_distances(codes.astype(np.float64))
-        tied = square <= square.min(axis=1, keepdims=True) + _TIE * scale
+        tied = square <= square.min(axis=1, keepdims=True) + TIE * scale
         return tied.argmax(axis=1), np.sqrt(square)
 
     def coefficients(self, codes: Floats, prototypes: Indices) -> Doubles:
         """(B, L, d) and (B,) -> (B, m) remaining edits along the basis, as many as a message holds."""
         flat = codes.reshape(len(codes), -1).astype(np.float64)
-        return (flat @ self._basis - self._start[prototypes])[:, : _MAX_BYTES - _OVERHEAD]
+        return (flat @ self._basis - self._start[prototypes])[:, :MAX_COEFFICIENTS]
 
     def bounded(self, edits: NDArray[Any]) -> Floats:
         """(B, P) unbounded -> (B, P) inside the bound, a new array."""
         bounded = edits.astype(np.float32)
         for layer in self.layers:
             weights = bounded[:, layer.start : layer.middle]
-            if self.bound == "tanh":
-                np.multiply(np.tanh(weights / np.float32(layer.tau)), np.float32(layer.tau), out=weights)
-            elif self.bound == "clip":
-                np.clip(weights, -layer.tau, layer.tau, out=weights)
-            elif self.bound == "frobenius":
-                radius = layer.tau * (layer.middle - layer.start) ** 0.5
-                norms = np.linalg.norm(weights, axis=1, keepdims=True)
-                np.multiply(weights, np.minimum(1.0, radius / np.maximum(norms, 1e-30)), out=weights)
+            norms = np.linalg.norm(weights, axis=1, keepdims=True) if self.bound == "frobenius" else None
+            bound(weights, self.bound, layer.tau, norms)
         return bounded
 
     def choose(self, codes: Floats, unbounded: Floats, levels: Sequence[str]) -> Chosen:
@@ -199,9 +189,8 @@ class EditTables:
 
     def remainder_message(self, prototype: int, coefficients: Doubles) -> bytes:
         """The message of level ``basis`` to one device: (m,) coefficients in int8, at most 64 bytes."""
-        steps, scale = quantise(coefficients[None])
-        body = _MESSAGE.pack(b"P", _LAYOUT, self._prefix, prototype, steps.shape[1], scale[0]) + steps.tobytes()
-        return body + struct.pack("<I", zlib.crc32(body))
+        steps, scales = quantise(coefficients[None])
+        return encode_remainder(self.bank, prototype, steps[0], scales[0])
 
     def full_message(self, unbounded: Floats) -> bytes:
         """(P,) -> the whole edit in float32, as ``persona.edit_format`` reads it."""
@@ -211,18 +200,8 @@ class EditTables:
             tensors[f"{layer.name}/weight"] = unbounded[layer.start : layer.middle].reshape(shape)
             if layer.stop > layer.middle:
                 tensors[f"{layer.name}/bias"] = unbounded[None, layer.middle : layer.stop]
-        header = {
-            "format": "edit",
-            "version": 1,
-            "host": self.host,
-            "layers": {layer.name: "dense" for layer in self.layers},
-            "precision": "float32",
-        }
-        return arrays_to_bytes(tensors, header)
-
-    @property
-    def _prefix(self) -> bytes:
-        return bytes.fromhex(self.bank[:16])
+        kinds = {layer.name: "dense" for layer in self.layers}
+        return arrays_to_bytes(tensors, edit_header(self.host, kinds, "float32"))
 
     def _wanted(self, levels: Sequence[str], codes: Floats, unbounded: Floats, prototypes: Indices | None) -> Floats:
         """The bounded edits of all rows, each at its own level, whether they can be trusted or not."""
@@ -244,9 +223,7 @@ class EditTables:
         nearest = prototypes[rows]
         if level == "prototype":
             return self.bounded(self.prototypes[nearest])
-        steps, scale = quantise(self.coefficients(codes[rows], nearest))
-        # Rounded as a device rounds what it decodes.
-        sent = (steps.astype(np.float64) * scale.astype(np.float64)[:, None]).astype(np.float32)
+        sent = dequantise(*quantise(self.coefficients(codes[rows], nearest)))
         remaining = sent.astype(np.float64) @ self._directions[: sent.shape[1]]
         return self.bounded(self.prototypes[nearest] + remaining)
 
@@ -259,15 +236,6 @@ class EditTables:
             return [""] * len(edits), norms
         reasons = np.where(finite, np.where(sound, "", NOT_TRUSTED), NOT_FINITE)
         return reasons.tolist(), norms
-
-
-def quantise(coefficients: Doubles) -> tuple[NDArray[np.int8], Floats]:
-    """(B, m) -> int8 (B, m) and float32 scales (B,), as messages carry them."""
-    if not coefficients.shape[1]:
-        return np.zeros(coefficients.shape, dtype=np.int8), np.zeros(len(coefficients), dtype=np.float32)
-    scale = (np.abs(coefficients).max(axis=1) / 127).astype(np.float32)
-    safe = np.maximum(scale.astype(np.float64), np.finfo(np.float32).tiny)[:, None]
-    return np.rint(coefficients / safe).clip(-127, 127).astype(np.int8), scale
 
 
 def _block_diagonal(blocks: Doubles) -> Doubles:

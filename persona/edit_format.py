@@ -16,8 +16,8 @@ from torch import Tensor
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit
 from persona.errors import ConfigError, FormatError, nearest
 from persona.storage import load_tensors, save_tensors, tensors_from_bytes, tensors_to_bytes
+from persona.wire import EDIT_FORMAT, EDIT_VERSION, edit_header
 
-FORMAT_VERSION = 1
 Precision = Literal["float32", "float16", "int8"]
 PRECISIONS = ("float32", "float16", "int8")
 _KINDS: dict[str, type[LayerEdit]] = {"dense": DenseEdit, "factored": FactoredEdit}
@@ -81,15 +81,14 @@ def _pack(edit: Edit, precision: Precision) -> tuple[dict[str, Tensor], dict[str
                 tensors[key], tensors[f"{key}/scale"] = quantise(value)
             else:
                 tensors[key] = value.to(torch.float16) if precision == "float16" else value.float()
-    header = {"format": "edit", "version": FORMAT_VERSION, "host": edit.host, "layers": kinds, "precision": precision}
-    return tensors, header
+    return tensors, edit_header(edit.host, kinds, precision)
 
 
 def _unpack(tensors: dict[str, Tensor], header: dict[str, Any], source: str, host: str | None) -> Edit:
-    if header.get("format") != "edit" or header.get("version") != FORMAT_VERSION:
+    if header.get("format") != EDIT_FORMAT or header.get("version") != EDIT_VERSION:
         raise FormatError(
             f"{source} has format {header.get('format')!r} version {header.get('version')!r}, "
-            f"but an edit of version {FORMAT_VERSION} is needed: make it again with this release"
+            f"but an edit of version {EDIT_VERSION} is needed: make it again with this release"
         )
     layers: dict[str, LayerEdit] = {}
     try:

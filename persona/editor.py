@@ -18,10 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from persona.bounds import BOUNDS, Bound
+from persona.bounds import Bound
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit, LayerSpec
 from persona.errors import ConfigError, nearest
 from persona.transfer import TRANSFERS, make_transfer
+from persona.wire import BOUNDS
 
 HEADS = ("full", "low_rank")
 

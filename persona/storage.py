@@ -5,22 +5,34 @@ torch is loaded by the functions that need it, so that a device without it can u
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona.errors import FormatError
 
+try:
+    import fcntl
+except ImportError:  # a system without such locks, where leftovers are not swept
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-DIGEST_LENGTH = 64
+# Hidden names: .<name>.<random>.partial is being written or removed, .<name>.old-<random>.partial was moved out of the way.
+_PARTIAL, _OLD = ".partial", "old-"
+_KEPT = re.compile(rf"\.(.+)\.{_OLD}[0-9a-f]{{8}}{re.escape(_PARTIAL)}")
+# As <linux/fcntl.h> and <linux/fs.h> number them.
+_HERE, _RENAME_EXCHANGE = -100, 2
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -46,40 +58,165 @@ def digest_json(value: Any) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends without an error."""
+    """A temporary path beside ``path`` that replaces it when the block ends without an error, and then is on the disk."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path, _new_file) as temporary:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
         temporary.chmod(0o644)
+        if _unfinished(path.parent):  # the folder is written out as a whole
+            temporary.replace(path)
+            return
+        _sync(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside ``path`` that takes its place when the block ends without an error."""
+    """An empty folder beside ``path`` that takes its place when the block ends without an error, and then is on the disk.
+
+    A folder that was there before is exchanged for it in one step: whoever reads ``path``, or kills this process, finds the old
+    folder or the new one, each whole.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with _temporary(path, _new_folder) as temporary:
         yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
         temporary.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old / path.name)
-            temporary.replace(path)
-            shutil.rmtree(old)
+        if os.path.lexists(path):
+            _exchange(temporary, path)
         else:
             temporary.replace(path)
+        _sync(path.parent)
+
+
+def remove_folders(paths: Sequence[Path]) -> None:
+    """Remove folders of one parent, each at once and in this order; their contents go when all are out of sight.
+
+    Killed in between, it leaves the later ones whole; what is out of sight is removed with the next write beside it.
+    """
+    hidden = [_beside(path) for path in paths]
+    for path, target in zip(paths, hidden, strict=True):
+        path.rename(target)
+        _sync(path.parent)
+    for target in hidden:
+        _remove(target)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left of files and folders in ``folder``; what a living one writes is locked, and stays."""
+    for left in folder.glob(f".*{_PARTIAL}") if fcntl is not None else ():
+        kept = _KEPT.fullmatch(left.name)
+        with _locked(left) as free, suppress(OSError):
+            if free and kept is not None and not (folder / kept[1]).exists():
+                left.rename(folder / kept[1])
+            elif free:
+                _remove(left)
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A locked file or folder beside ``path``, which is gone afterwards unless it was moved."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not _unfinished(path.parent):
+        sweep(path.parent)
+    while True:
+        temporary = _beside(path)
+        make(temporary)
+        with _locked(temporary) as free:
+            # Until it was locked, another process could take it for a leftover.
+            if not free or not temporary.exists():
+                continue
+            try:
+                yield temporary
+                return
+            finally:
+                with suppress(OSError):
+                    _remove(temporary)
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether a folder is part of one that is still being written."""
+    return any(part.endswith(_PARTIAL) for part in folder.parts)
+
+
+def _beside(path: Path, kind: str = "") -> Path:
+    """A hidden name in the same folder that nothing has."""
+    return path.parent / f".{path.name}.{kind}{secrets.token_hex(4)}{_PARTIAL}"
+
+
+def _new_file(path: Path) -> None:
+    path.touch(mode=0o600, exist_ok=False)
+
+
+def _new_folder(path: Path) -> None:
+    path.mkdir(mode=0o700)
+
+
+def _remove(path: Path) -> None:
+    """A file or link, or a folder with all that is in it; nothing where there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file or folder while the block runs, and tell whether it was free; ends with the process at the latest."""
+    if fcntl is None:
+        yield True
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError as error:  # a file system without locks has none to wait for
+            free = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield free
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that knows no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put ``new`` in the place of ``path``, and the other way round, in one step where the system can.
+
+    Elsewhere ``path`` is missing for the moment between two renames; a kill in that moment is mended by ``sweep``.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if rename is not None and not rename(_HERE, os.fsencode(new), _HERE, os.fsencode(path), _RENAME_EXCHANGE):
+        return
+    old = _beside(path, _OLD)
+    with _locked(path):
+        path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+    _remove(old)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

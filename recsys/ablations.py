@@ -18,11 +18,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from persona.bounds import BOUNDS
 from persona.comparison import REFERENCE, Measured, Row
 from persona.editor import ParameterEditor
 from persona.prototypes import Server
 from persona.transfer import TRANSFERS
+from persona.wire import BOUNDS, MESSAGE_LEVELS
 from recsys.config import RecsysConfig
 from recsys.data.batches import Context
 from recsys.evaluation import Evaluation, Scorer
@@ -34,7 +34,6 @@ from recsys.prototypes import ServedAtLevel, fit_bank
 METHOD = "persona_held_back"
 DELAYS = (0, 1, 2, 5, 10)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-LEVELS = ("prototype", "basis", "full")
 
 
 class StaleEdits:
@@ -89,7 +88,7 @@ def staleness(problem: Problem, delays: Sequence[int] = DELAYS, method: str = ME
     return rows
 
 
-def levels(problem: Problem, names: Sequence[str] = LEVELS, method: str = METHOD) -> dict[str, Measured]:
+def levels(problem: Problem, names: Sequence[str] = MESSAGE_LEVELS[1:], method: str = METHOD) -> dict[str, Measured]:
     """One editor at several serving levels of its bank; rows ``level_<name>``, ``level_full`` is the editor alone."""
     model = _edited(problem, method)
     server = Server(_editor(model), fit_bank(problem, model, problem.bank_config).bank)

@@ -38,8 +38,7 @@ from persona.prototypes import (
     fit_bank_streamed,
 )
 from persona.prototypes.fitting import sampled
-from persona.prototypes.specialisation import Score
-from persona.prototypes.trainable import TrainablePrototype
+from persona.prototypes.specialisation import Score, TrainablePrototype
 from persona.torch_device import moved, on_cpu
 from persona.training.loop import fit
 from recsys.data.batches import Context
@@ -185,7 +184,7 @@ def fit_bank(
 
 
 def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Personalised:
-    """What ranks at a level of ``recsys.serving.recommender.LEVELS``; ``prototype`` and ``basis`` need the bank."""
+    """What ranks at a level of ``persona.wire.LEVELS``; ``prototype`` and ``basis`` need the bank."""
     if level == "host":
         return Personalised(model.host).eval()
     if level == "edit":

@@ -9,8 +9,6 @@ Shapes: K prototypes, m basis directions.
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +18,14 @@ import numpy as np
 
 from persona.arrays import Arrays, arrays_from_bytes, arrays_to_bytes, digest_arrays, read_file
 from persona.device.changes import Changes, Layer, Region, Stack, decode_edits
-from persona.errors import ConfigError, FormatError, MismatchError, nearest
+from persona.errors import FormatError, MismatchError
 from persona.storage import digest_json
+from persona.wire import check_prototype, decode_remainder
 
-LEVELS = ("host", "prototype", "basis", "low_rank", "full")
 FORMAT_VERSION = 1
 HEADER, PROTOTYPES, BASIS, TENSORS = "bank.json", "prototypes.safetensors", "basis.safetensors", "bank.safetensors"
 FILES = (HEADER, PROTOTYPES, BASIS, TENSORS)
 MESSAGE_FORMAT = "prototype bank files"
-
-# The layout of ``persona.prototypes.message``.
-_MESSAGE = struct.Struct("<cB8sBBf")
-_CHECKSUM = struct.Struct("<I")
-_LAYOUT = 1
-_OVERHEAD = _MESSAGE.size + _CHECKSUM.size
-_PREFIX = 8
 
 
 @dataclass(frozen=True)
@@ -92,8 +83,7 @@ class DeviceBank:
         Raises:
             FormatError: the bank has no such prototype.
         """
-        if index >= len(self):
-            raise FormatError(f"prototype {index} is not in this bank of {len(self)}: fetch the bank again")
+        index = check_prototype(index, len(self))
         return {name: stack.at(index) for name, stack in self.prototypes.items()}
 
     def with_remainder(self, message: bytes) -> tuple[int, Changes]:
@@ -103,50 +93,13 @@ class DeviceBank:
             FormatError: the message is damaged or of another layout.
             MismatchError: it was made for another bank version.
         """
-        if len(message) < _OVERHEAD or message[:1] != b"P":
-            raise FormatError(f"{len(message)} bytes that are no message about a remaining edit: ask for it again")
-        _, layout, prefix, index, count, scale = _MESSAGE.unpack_from(message)
-        if layout != _LAYOUT:
-            raise FormatError(f"this message has layout {layout}, but layout {_LAYOUT} is known: update the release")
-        body, checksum = message[: -_CHECKSUM.size], _CHECKSUM.unpack(message[-_CHECKSUM.size :])[0]
-        if len(message) != _OVERHEAD + count or zlib.crc32(body) != checksum:
-            raise FormatError("this message about a remaining edit was damaged on its way: ask for it again")
-        self.check_prefix(prefix)
-        if any(len(stack) < count for stack in self.directions.values()):
-            raise FormatError(f"this message names {count} directions, more than the bank has: fetch the bank again")
-        steps = np.frombuffer(body[_MESSAGE.size :], dtype=np.int8)
+        directions = len(next(iter(self.directions.values())))
+        said = decode_remainder(message, self.version, len(self), directions)
         with np.errstate(all="ignore"):  # a hostile scale is refused with the edit it makes
-            coefficients = (steps.astype(np.float64) * scale).astype(np.float32).astype(np.float64)
-            change = self.prototype(index)
+            coefficients = said.coefficients.astype(np.float64)
+            change = self.prototype(said.prototype)
             added = {name: stack.combined(coefficients) for name, stack in self.directions.items()}
-            return index, {name: change[name] + added[name] for name in change}
-
-    def with_edit(self, message: bytes) -> tuple[int, Changes]:
-        """A message of level ``low_rank``, likewise.
-
-        Raises:
-            FormatError: the message is damaged.
-            MismatchError: it was made for another bank version or host.
-        """
-        if len(message) <= _PREFIX:
-            raise FormatError(f"{len(message)} bytes that are no message about a remaining edit: ask for it again")
-        self.check_prefix(message[:_PREFIX])
-        index = message[_PREFIX]
-        stacks = decode_edits(message[_PREFIX + 1 :], self.layers, self.host, "this edit")
-        change = self.prototype(index)
-        return index, {name: change[name] + stack.at(0) for name, stack in stacks.items()}
-
-    def check_prefix(self, prefix: bytes) -> None:
-        """Refuse what was made for another version.
-
-        Raises:
-            MismatchError: the first bytes of the version differ.
-        """
-        if prefix.hex() != self.version[: 2 * _PREFIX]:
-            raise MismatchError(
-                f"this message is for the prototype bank {prefix.hex()[:12]}, but the device holds {self.version[:12]}: "
-                "fetch that bank, or ask for a message to this one"
-            )
+            return said.prototype, {name: change[name] + added[name] for name in change}
 
 
 def read_bank(folder: Path) -> dict[str, bytes]:
@@ -203,13 +156,3 @@ def _contents(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], 
     for name, part in ((PROTOTYPES, "prototypes"), (BASIS, "basis")):
         parts |= {f"{part}/{key}": array for key, array in arrays_from_bytes(files[name], source)[0].items()}
     return header, parts
-
-
-def check_level(level: str) -> None:
-    """Refuse an unknown serving level.
-
-    Raises:
-        ConfigError: it is none of ``LEVELS``.
-    """
-    if level not in LEVELS:
-        raise ConfigError(f"unknown serving level {level!r}: {nearest(level, LEVELS)}")

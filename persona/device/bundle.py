@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from persona.arrays import Floats, arrays_from_bytes, read_file
 from persona.bundles import BundleFormat
-from persona.cloud import TRUST
 from persona.device.bank import DeviceBank
 from persona.device.changes import Layer, Region
 from persona.device.policy import RequestPolicy
 from persona.errors import DataError, FormatError, MismatchError
+from persona.wire import trust_radius
 
 FORMAT, FORMAT_VERSION = "persona-device-bundle", 1
 HEADER, GRAPH, ADAPTIVE, BANK, POLICY = (
@@ -196,7 +196,7 @@ class DeviceBundle:
 
 
 def region_of(bound: Mapping[str, Any], layers: tuple[Layer, ...]) -> Region:
-    """Where edits of a host may lie: what the service trusts, too (``persona.cloud``).
+    """Where edits of a host may lie: what the service trusts, too.
 
     Args:
         bound: ``kind``, ``tau``, and ``scales``, the unit of tau of each layer (its root-mean-square weight).
@@ -205,12 +205,12 @@ def region_of(bound: Mapping[str, Any], layers: tuple[Layer, ...]) -> Region:
     taus = {
         layer.name: float(bound["tau"]) * float(scale) for layer, scale in zip(layers, bound["scales"], strict=True)
     }
-    tau = 1.0 if bound["kind"] == "none" else float(bound["tau"])
     allowed = sum(
         float(scale) ** 2 * layer.in_features * layer.out_features
         for layer, scale in zip(layers, bound["scales"], strict=True)
     )
-    return Region(str(bound["kind"]), taus, TRUST * tau * allowed**0.5 if allowed > 0 else float("inf"))
+    kind = str(bound["kind"])
+    return Region(kind, taus, trust_radius(kind, float(bound["tau"]), allowed**0.5))
 
 
 def _read_files(folder: Path, digests: Any) -> dict[str, bytes]:

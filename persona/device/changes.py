@@ -1,6 +1,6 @@
 """Edits as a device handles them: read from bytes, checked, bounded, all in numpy.
 
-The formats are those of ``persona.edit_format``, the bounds those of ``persona.bounds``; numbers agree with theirs.
+The formats are those of ``persona.edit_format``, the bounds those of ``persona.wire``.
 
 Shapes: K edits of a stack, in/out features of a layer, r rank.
 """
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from persona.arrays import Arrays, Floats, arrays_from_bytes
 from persona.errors import FormatError, MismatchError
+from persona.wire import EDIT_FORMAT, EDIT_VERSION, bound
 
-FORMAT, FORMAT_VERSION = "edit", 1
 _TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
 
 
@@ -106,10 +106,10 @@ def decode_edits(data: bytes, layers: Iterable[Layer], host: str, source: str, c
         MismatchError: it was made for another host.
     """
     arrays, header = arrays_from_bytes(data, source)
-    if header.get("format") != FORMAT or header.get("version") != FORMAT_VERSION:
+    if header.get("format") != EDIT_FORMAT or header.get("version") != EDIT_VERSION:
         raise FormatError(
             f"{source} has format {header.get('format')!r} version {header.get('version')!r}, but an edit of version "
-            f"{FORMAT_VERSION} is needed: update the device's release, or ask for the edit again"
+            f"{EDIT_VERSION} is needed: update the device's release, or ask for the edit again"
         )
     if header.get("host") != host:
         raise MismatchError(
@@ -190,7 +190,7 @@ class Region:
 
     def bounded(self, changes: Changes) -> Changes:
         """Unbounded changes inside the bound, in float32."""
-        return {name: self._layer(change, np.float32(self.taus[name])) for name, change in changes.items()}
+        return {name: self._layer(change, self.taus[name]) for name, change in changes.items()}
 
     def check(self, changes: Changes) -> None:
         """Refuse bounded changes that are not finite or too large.
@@ -207,14 +207,9 @@ class Region:
                 "used: ask for it again"
             )
 
-    def _layer(self, change: Change, tau: np.float32) -> Change:
+    def _layer(self, change: Change, tau: float) -> Change:
         weight: Floats = change.weight.astype(np.float32)
         bias = None if change.bias is None else change.bias.astype(np.float32)
-        if self.kind == "tanh":
-            weight = tau * np.tanh(weight / tau)
-        elif self.kind == "clip":
-            weight = np.clip(weight, -tau, tau)
-        elif self.kind == "frobenius":
-            norm = max(float(np.linalg.norm(weight)), float(np.finfo(np.float32).tiny))
-            weight = weight * np.float32(min(1.0, float(tau) * weight.size**0.5 / norm))
+        norm = np.float64(np.linalg.norm(weight)) if self.kind == "frobenius" else None
+        bound(weight, self.kind, float(np.float32(tau)), norm)
         return Change(weight, bias)

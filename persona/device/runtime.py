@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona.arrays import Floats
-from persona.device.bank import DeviceBank, check_level, read_bank, unpack_bank
+from persona.device.bank import DeviceBank, read_bank, unpack_bank
 from persona.device.bundle import DeviceBundle, Weighted
 from persona.device.changes import Changes, decode_edits
 from persona.device.state import EDIT, PROTOTYPE, Remembered, StateFolder
 from persona.errors import DataError, FormatError, PersonaError
+from persona.wire import check_level, decode_prototype
 
 # What may come beyond the numbers of a float32 edit: names, shapes and header.
 FRAMING_BYTES = 1 << 16
@@ -96,7 +97,7 @@ class Device:
 
     @property
     def level(self) -> str:
-        """What answers now: ``full``, ``low_rank``, ``basis``, ``prototype`` or ``host``."""
+        """What answers now: ``full``, ``basis``, ``prototype`` or ``host``."""
         return self._active.level
 
     def run(self, inputs: Mapping[str, NDArray[Any]], *, plain: bool = False) -> Outputs:
@@ -203,10 +204,9 @@ class Device:
         if self.bank is None:
             raise FormatError(f"this device holds no prototype bank, so it cannot read level {level!r}: ask for 'full'")
         if level == "prototype":
-            if len(message) != 1:
-                raise FormatError(f"a prototype is named by one byte, but {len(message)} came: ask for it again")
-            return self.bank.prototype(message[0]), message[0]
-        index, changes = (self.bank.with_remainder if level == "basis" else self.bank.with_edit)(message)
+            index = decode_prototype(message, len(self.bank))
+            return self.bank.prototype(index), index
+        index, changes = self.bank.with_remainder(message)
         return changes, index
 
     def _try(self, active: _Active) -> None:

@@ -11,8 +11,8 @@ What is kept is the message, not its outcome: it passes the same checks again wh
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from persona.arrays import arrays_from_bytes, arrays_to_bytes, read_file
 from persona.errors import FormatError
-from persona.storage import atomic_file, atomic_folder
+from persona.storage import atomic_file, atomic_folder, remove_folders
 
 FORMAT, FORMAT_VERSION = "device state", 1
 EDIT, PROTOTYPE = "edit", "prototype"
@@ -75,8 +75,8 @@ class StateFolder:
         with atomic_folder(self.bank(version)) as new:
             for name, data in files.items():
                 (new / name).write_bytes(data)
-        for old in self.banks()[1:]:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            remove_folders(self.banks()[1:])
 
     def keep(self, slot: str, remembered: Remembered) -> None:
         """Write a message, replacing the one before at once.

@@ -16,23 +16,25 @@ from persona.prototypes.clustering import Clustering, ClusterSums, kmeans
 from persona.prototypes.fitting import BankConfig, Contexts, FittedBank, Notify, fit_editor_bank
 from persona.prototypes.forgetting import Forgotten, forget
 from persona.prototypes.lineage import Lineage, VersionRecord
-from persona.prototypes.message import LEVELS, MAX_BYTES, MAX_COEFFICIENTS, message_bytes, receive
+from persona.prototypes.message import receive
 from persona.prototypes.metric import SPACES, HeadMetric, editor_digest
 from persona.prototypes.partition import Partition, fit_bank, fit_distinct
 from persona.prototypes.plan import RefineConfig
 from persona.prototypes.refinement import Refinement, refine
-from persona.prototypes.sampling import CodeSample, merge_samples
 from persona.prototypes.selection import Candidate, Choice, adjusted_rand_index, choose_k
 from persona.prototypes.serving import Server
 from persona.prototypes.specialisation import Specialised, specialise
-from persona.prototypes.statistics_format import load_statistics, merge_statistics, save_statistics
-from persona.prototypes.streaming import CodeBlock, StreamedPartition, fit_bank_streamed
+from persona.prototypes.statistics_format import (
+    forget_user,
+    is_shard,
+    load_statistics,
+    merge_statistics,
+    save_statistics,
+)
+from persona.prototypes.streaming import CodeBlock, CodeSample, StreamedPartition, fit_bank_streamed, merge_samples
 from persona.prototypes.user_statistics import StatisticsFold, UserStatistics, merge
 
 __all__ = [
-    "LEVELS",
-    "MAX_BYTES",
-    "MAX_COEFFICIENTS",
     "MAX_PROTOTYPES",
     "SPACES",
     "Assigner",
@@ -70,13 +72,14 @@ __all__ = [
     "fit_distinct",
     "fit_editor_bank",
     "forget",
+    "forget_user",
+    "is_shard",
     "kmeans",
     "load_bank",
     "load_statistics",
     "merge",
     "merge_samples",
     "merge_statistics",
-    "message_bytes",
     "receive",
     "refine",
     "same_prototypes",

@@ -21,9 +21,7 @@ from persona.edits import Edit
 from persona.errors import MismatchError
 from persona.prototypes.algebra import inner, linear, to_dtype
 from persona.prototypes.metric import CHUNK, HeadMetric
-
-# Squared distances that differ by less than this share of the numbers they are made of differ by rounding alone.
-_TIE = 1e-12
+from persona.wire import TIE
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Assigner:
             rows = slice(start, start + CHUNK)
             square, scale = self._measure(codes[rows])
             # Not a plain arg min: how a product is cut into blocks may round equal distances apart.
-            tied = square <= square.amin(1, keepdim=True) + _TIE * scale
+            tied = square <= square.amin(1, keepdim=True) + TIE * scale
             nearest[rows] = tied.to(torch.uint8).argmax(1)
             distances[rows] = square.gather(1, nearest[rows].unsqueeze(1)).squeeze(1).sqrt()
         return Assignment(nearest, distances)

@@ -49,11 +49,6 @@ class EditBasis:
     def __len__(self) -> int:
         return len(self.energy)
 
-    @property
-    def explained(self) -> Tensor:
-        """(m,) share of the energy that the first 1..m directions hold."""
-        return self.energy.cumsum(0)
-
     def edits(self, coefficients: Tensor) -> Edit:
         """(B, m) or fewer leading coefficients -> the edits they stand for (float64)."""
         return combine(self.directions[slice(coefficients.shape[1])], coefficients)

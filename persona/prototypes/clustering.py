@@ -3,20 +3,22 @@
 Arithmetic is float64 whatever the precision of the points, and a sweep needs memory for one chunk beyond the points. What a
 sweep finds is a sum over points (``ClusterSums``), so the sums of shards add up to the sums of the whole.
 
-Restarts compete on a sample of the points; the best of them then runs on all.
+Seeds are those of greedy k-means++: each next one is the best of 2 + ln k candidates, drawn with probability proportional to
+weight times squared distance to the nearest seed so far. Source: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful
+Seeding" (SODA 2007). Restarts compete on a sample of the points; the best of them then runs on all.
 
 Shapes: N points, D coordinates, K clusters.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from persona.errors import ConfigError, DataError
-from persona.prototypes.seeding import distance_floor, plus_plus
 
 CHUNK = 1 << 12
 # Restarts are compared on so many points, or on 256 a cluster where that is more.
@@ -125,6 +127,39 @@ def kmeans(
     return best if rows is None else _lloyd(points, weights, best.centres, iterations, limit, floor)
 
 
+def distance_floor(points: Tensor) -> float:
+    """Squared distances up to this are rounding: float64 cancels numbers as large as the longest point's square."""
+    return 1e-13 * max(float(chunk.double().square().sum(1).max()) for chunk in torch.split(points, CHUNK))
+
+
+def plus_plus(points: Tensor, k: int, weights: Tensor, generator: torch.Generator, floor: float) -> Tensor:
+    """(N, D) points and (N,) weights -> (K, D) seeds, each a point, all distinct.
+
+    Args:
+        points: where to choose from.
+        k: how many.
+        weights: of the points.
+        generator: of the draws, on the CPU.
+        floor: squared distances up to this count as none.
+
+    Raises:
+        DataError: fewer than k distinct points of positive weight.
+    """
+    trials = 2 + int(math.log(k))
+    chosen = [int(_draw(weights, 1, generator)[0])]
+    nearest = _square_distances(points, points[chosen])[:, 0]
+    for found in range(1, k):
+        cost = torch.where(nearest > floor, nearest * weights, 0.0)
+        if not float(cost.sum()) > 0:
+            raise DataError(f"there are only {found} distinct edits for k = {k}: choose a smaller k")
+        candidates = _draw(cost, trials, generator)
+        after = torch.minimum(_square_distances(points, points[candidates]), nearest.unsqueeze(1))
+        best = int((weights @ after).argmin())
+        chosen.append(int(candidates[best]))
+        nearest = after[:, best]
+    return points[chosen].double()
+
+
 def nearest_centres(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D), (K, D) -> (N,) int64 nearest centre, ties to the lowest index, and (N,) squared distance to it."""
     sweep = _sweep(points, torch.ones(len(points), dtype=torch.float64, device=points.device), centres)
@@ -225,3 +260,23 @@ def _refill(points: Tensor, weights: Tensor, sweep: _Sweep, floor: float) -> Clu
         counted[cluster], sums[cluster], members[cluster] = w, w * x, 1
         sweep.labels[row] = cluster
     return ClusterSums(counted, sums, sweep.sums.inertia)
+
+
+def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` rows, with replacement, each with probability proportional to its ``mass`` (N,)."""
+    cumulative = mass.cumsum(0)
+    at = torch.rand(count, generator=generator, dtype=torch.float64).to(mass.device) * cumulative[-1]
+    rows = torch.searchsorted(cumulative, at, right=True)
+    # Rounding at the very end must not fall on a row without mass.
+    return rows.clamp_max(int(torch.nonzero(mass).max()))
+
+
+def _square_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """(N, D), (C, D) -> (N, C) float64."""
+    centres = centres.double()
+    result = torch.empty(len(points), len(centres), dtype=torch.float64, device=points.device)
+    for start in range(0, len(points), CHUNK):
+        x = points[start : start + CHUNK].double()
+        square = torch.addmm(centres.square().sum(1), x, centres.mT, alpha=-2).add_(x.square().sum(1, keepdim=True))
+        result[start : start + CHUNK] = square.clamp_min_(0)
+    return result

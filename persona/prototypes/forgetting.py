@@ -71,8 +71,8 @@ def forget(lineage: Lineage, user: int, metric: HeadMetric) -> Forgotten:
     head = _nearest_kept(lineage, rebuilt)
     replaced = {v: m.bank.version for v, m in rebuilt.items() if m.bank is not None and m.bank.version != v}
     dropped = tuple(v for v, m in rebuilt.items() if m.bank is None)
-    obsolete = (set(replaced) | set(dropped)) - set(replaced.values())
-    lineage.replace(sorted(obsolete), replacements, head)
+    gone = (set(replaced) | set(dropped)) - set(replaced.values())
+    lineage.replace([version for version in rebuilt if version in gone], replacements, head)
     return Forgotten(replaced, dropped, head)
 
 

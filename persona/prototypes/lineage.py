@@ -12,7 +12,6 @@ the head and deletes nothing; what is refined from there is another branch.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from persona.errors import ConfigError, FormatError, MismatchError, nearest
 from persona.prototypes.bank import PrototypeBank
 from persona.prototypes.bank_format import load_bank, save_bank
 from persona.prototypes.user_statistics import UserStatistics
-from persona.storage import atomic_folder, load_tensors, read_json, save_tensors, write_json
+from persona.storage import atomic_folder, load_tensors, read_json, remove_folders, save_tensors, write_json
 
 _VERSION = re.compile(r"[0-9a-f]{64}")
 
@@ -187,13 +186,17 @@ class Lineage:
     def replace(self, obsolete: list[str], new: list[Replacement], head: str) -> None:
         """Exchange versions, as ``forget`` does: write the new, point the head, delete the obsolete for good.
 
-        Killed in between, it leaves a readable lineage and can be done again.
+        Killed in between, it leaves a readable lineage and can be done again: children go before their parents, each at once.
+
+        Args:
+            obsolete: versions to be deleted, parents before children.
+            new: versions to be written, parents before children.
+            head: version to be served.
         """
         for version in new:
             self._write(version.bank, version.statistics, version.report, version.created)
         self._point(head)
-        for name in obsolete:
-            shutil.rmtree(self.root / name)
+        remove_folders([self.root / name for name in reversed(obsolete)])
 
     def _write(
         self, bank: PrototypeBank, statistics: UserStatistics | None, report: Mapping[str, Any], created: str

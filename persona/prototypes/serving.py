@@ -1,13 +1,4 @@
-"""Serving levels: how much of an edit a device receives, from nothing to all of it.
-
-    level      the device applies                                   on the wire
-    host       nothing                                              0 bytes
-    prototype  P_j                                                  1 byte
-    basis      P_j + the remaining edit in the shared basis, int8   at most 64 bytes (see ``message``)
-    low_rank   P_j + the remaining edit at a low rank, int8         an encoded edit
-    full       E(x)                                                 an encoded edit, float32
-
-Every level is unbounded first and bounded last, so that all of them approach the same edit.
+"""Serving levels (``persona.wire``) on tensors: codes in, the edits and messages of a level out.
 
 Shapes: B devices, L layers, d code width, m coefficients.
 """
@@ -17,23 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from persona.edit_format import decode_edit, encode_edit
+from persona.edit_format import encode_edit
 from persona.editor import ParameterEditor
 from persona.edits import Edit
 from persona.errors import ConfigError
 from persona.prototypes.algebra import inner, to_dtype
 from persona.prototypes.assign import Assigner
 from persona.prototypes.bank import PrototypeBank
-from persona.prototypes.message import (
-    MAX_COEFFICIENTS,
-    check_level,
-    encode_edits,
-    encode_remainders,
-    message_bytes,
-    quantise_coefficients,
-)
+from persona.prototypes.message import encode_remainders, quantise_coefficients, sent_coefficients
 from persona.prototypes.metric import HeadMetric
 from persona.torch_device import on_cpu
+from persona.wire import MAX_COEFFICIENTS, check_level, message_bytes
 
 
 class Server:
@@ -43,11 +28,10 @@ class Server:
         editor: that makes the codes; one on a graphics card is copied, for banks are served on the CPU.
         bank: made with this editor.
         coefficients: of the basis level; by default as many as the basis and a message hold.
-        rank: of the low-rank level.
 
     Raises:
         MismatchError: the bank was made with another host or editor.
-        ConfigError: more coefficients than the basis and a message hold, or rank below 1.
+        ConfigError: more coefficients than the basis and a message hold.
 
     Example::
 
@@ -55,19 +39,15 @@ class Server:
         edit = server.edit(editor.codes(context, lengths), "basis")
     """
 
-    def __init__(
-        self, editor: ParameterEditor, bank: PrototypeBank, *, coefficients: int | None = None, rank: int = 1
-    ) -> None:
+    def __init__(self, editor: ParameterEditor, bank: PrototypeBank, *, coefficients: int | None = None) -> None:
         editor = on_cpu(editor)
         metric = HeadMetric(editor)
         bank.check(metric)
         most = min(MAX_COEFFICIENTS, len(bank.basis))
-        self.editor, self.bank, self.rank = editor, bank, rank
+        self.editor, self.bank = editor, bank
         self.coefficients_sent = most if coefficients is None else coefficients
         if not 0 <= self.coefficients_sent <= most:
             raise ConfigError(f"0 to {most} coefficients can be sent with this bank, not {coefficients}")
-        if rank < 1:
-            raise ConfigError(f"the rank of a remaining edit has to be at least 1, not {rank}")
         self._precision = next(editor.parameters()).dtype
         self.assigner = Assigner(metric, bank.prototypes)
         directions = to_dtype(bank.basis.directions[slice(self.coefficients_sent)], torch.float64)
@@ -97,7 +77,7 @@ class Server:
         prototypes = self.assign(codes)
         if level == "prototype":
             return self.bank.prototype(prototypes)
-        remaining = self._basis(codes, prototypes) if level == "basis" else self._low_rank(codes, prototypes)
+        remaining = self.bank.basis.edits(sent_coefficients(self.coefficients(codes, prototypes)))
         return self.bank.bounded(to_dtype(self.bank.prototypes[prototypes] + remaining, torch.float32))
 
     def messages(self, codes: Tensor, level: str) -> list[bytes]:
@@ -115,9 +95,7 @@ class Server:
         prototypes = self.assign(codes)
         if level == "prototype":
             return [bytes([j]) for j in prototypes.tolist()]
-        if level == "basis":
-            return encode_remainders(self.bank, prototypes, self.coefficients(codes, prototypes))
-        return encode_edits(self.bank, prototypes, self._remaining(codes, prototypes).low_rank(self.rank))
+        return encode_remainders(self.bank, prototypes, self.coefficients(codes, prototypes))
 
     def payload_bytes(self, level: str) -> int:
         """Bytes to one device at a level; for encoded edits, those of the first prototype's."""
@@ -139,32 +117,11 @@ class Server:
             return whole, whole
         if level == "host":
             return whole, to_dtype(self._exact(codes), torch.float64).norm().square()
-        if level == "basis":
-            exact = self.coefficients(codes, nearest.prototypes)
-            steps, scales = quantise_coefficients(exact)
-            rounding = (steps.double() * scales.double().unsqueeze(1) - exact).square().sum(1)
-            return whole, (whole - exact.square().sum(1)).clamp_min(0) + rounding
-        left = self._remaining(codes, nearest.prototypes) - self._low_rank(codes, nearest.prototypes)
-        return whole, left.norm().square().double()
-
-    def energy_kept(self, codes: Tensor, level: str) -> float:
-        """Share of the devices' remaining-edit energy that a level keeps: 0 at ``prototype``, 1 at ``full``."""
-        whole, left = self.energy(codes, level)
-        total = float(whole.sum())
-        return 1.0 - float(left.sum()) / total if total > 0 else 1.0
+        exact = self.coefficients(codes, nearest.prototypes)
+        steps, scales = quantise_coefficients(exact)
+        rounding = (steps.double() * scales.double().unsqueeze(1) - exact).square().sum(1)
+        return whole, (whole - exact.square().sum(1)).clamp_min(0) + rounding
 
     def _exact(self, codes: Tensor) -> Edit:
         """(B, L, d) -> unbounded edits in the editor's own precision."""
         return self.editor.unbounded(codes.to(self._precision)).detach()
-
-    def _remaining(self, codes: Tensor, prototypes: Tensor) -> Edit:
-        return self._exact(codes) - self.bank.prototypes[prototypes]
-
-    def _basis(self, codes: Tensor, prototypes: Tensor) -> Edit:
-        steps, scales = quantise_coefficients(self.coefficients(codes, prototypes))
-        # Rounded as ``decode_remainder`` rounds, so that this is the edit a device makes of its message.
-        sent = (steps.double() * scales.double().unsqueeze(1)).float()
-        return self.bank.basis.edits(sent)
-
-    def _low_rank(self, codes: Tensor, prototypes: Tensor) -> Edit:
-        return decode_edit(encode_edit(self._remaining(codes, prototypes).low_rank(self.rank), "int8"))

@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor, nn
 
+from persona.bounds import Bound
 from persona.edits import Edit
 from persona.errors import DataError, MismatchError
 from persona.prototypes.algebra import cat, linear, to_dtype
@@ -23,6 +25,38 @@ from persona.prototypes.bank import PrototypeBank
 
 Editor = TypeVar("Editor")
 Scored_contra = TypeVar("Scored_contra", contravariant=True)
+
+
+class TrainablePrototype(nn.Module):
+    """One unbounded edit with gradients.
+
+    Args:
+        prototype: unbounded, batch 1.
+        bound: how it is bounded before it is applied.
+        weight_scales: (L,) root-mean-square weights of the host's layers, the bound's unit.
+
+    Example::
+
+        prototype = TrainablePrototype(bank.prototypes[0], bank.bound, bank.weight_scales)
+        loss = ...  # of a host under prototype()
+        trained = prototype.unbounded().detach()
+    """
+
+    weight_scales: Tensor
+
+    def __init__(self, prototype: Edit, bound: Bound, weight_scales: Tensor) -> None:
+        super().__init__()
+        self.specs, self.host, self.bound = prototype.specs, prototype.host, bound
+        self.flat = nn.Parameter(prototype.flat().detach().float().clone())
+        self.register_buffer("weight_scales", weight_scales.clone())
+
+    def unbounded(self) -> Edit:
+        """The edit before its bound, dense, batch 1."""
+        return Edit.from_flat(self.flat, self.specs, self.host)
+
+    def forward(self) -> Edit:
+        """The bounded edit, batch 1, that every member applies."""
+        return self.bound.apply(self.unbounded(), self.weight_scales)
 
 
 class Score(Protocol[Scored_contra]):

@@ -9,8 +9,9 @@ Shapes: R rows, L layers, d code width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from persona.prototypes.user_statistics import StatisticsFold, UserStatistics
 from persona.storage import digest_json, digest_tensors, load_tensors, save_tensors
 
 FORMAT, FORMAT_VERSION = "persona-statistics", 1
+_LONGEST_HEADER = 1 << 24
 _PARTS = ("users", "prototypes", "counts", "sums")
 
 
@@ -55,19 +57,7 @@ def save_statistics(path: Path, statistics: UserStatistics, bank: PrototypeBank,
         bank: this version.
         window: what is to be known of the events, as JSON values.
     """
-    tensors = {name: getattr(statistics, name) for name in _PARTS}
-    header = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "host": bank.host,
-        "editor": bank.editor,
-        "bank": bank.version,
-        "k": statistics.k,
-        "window": dict(window),
-    }
-    header["digest"] = _digest(tensors, header)
-    save_tensors(path, tensors, header)
-    return str(header["digest"])
+    return _write(path, StoredStatistics(statistics, bank.host, bank.editor, bank.version, window, ""))
 
 
 def load_statistics(path: Path) -> StoredStatistics:
@@ -88,6 +78,34 @@ def load_statistics(path: Path) -> StoredStatistics:
         raise FormatError(f"{path} is damaged (its digest differs): fetch it again, or collect it again")
     statistics = UserStatistics(**tensors, k=found["k"])
     return StoredStatistics(statistics, found["host"], found["editor"], found["bank"], found["window"], str(digest))
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file says that it is a shard; its sums are not read."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(json.loads(file.read(min(size, _LONGEST_HEADER)))["__metadata__"]["persona"])
+        except (KeyError, TypeError, ValueError):
+            return False
+    return isinstance(header, dict) and header.get("format") == FORMAT
+
+
+def forget_user(path: Path, user: int) -> bool:
+    """Take a user out of a shard, which goes if nobody else is in it, and tell whether they were in there.
+
+    Raises:
+        FormatError: as ``load_statistics``.
+    """
+    stored = load_statistics(path)
+    if not stored.statistics.has(user):
+        return False
+    rest = stored.statistics.without(user)
+    if len(rest):
+        _write(path, replace(stored, statistics=rest))
+    else:
+        path.unlink()
+    return True
 
 
 def merge_statistics(paths: Sequence[Path], bank: PrototypeBank) -> tuple[UserStatistics, list[Mapping[str, Any]]]:
@@ -130,6 +148,23 @@ def _check_owner(path: Path, stored: StoredStatistics, bank: PrototypeBank) -> N
                 f"{path} was collected with the {name} {theirs[:12]}, but {ours[:12]} is to be refined: collect it again "
                 "with the bundle that is served now"
             )
+
+
+def _write(path: Path, stored: StoredStatistics) -> str:
+    """Write a shard, atomically, and return its digest."""
+    tensors = {name: getattr(stored.statistics, name) for name in _PARTS}
+    header = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "host": stored.host,
+        "editor": stored.editor,
+        "bank": stored.bank,
+        "k": stored.statistics.k,
+        "window": dict(stored.window),
+    }
+    header["digest"] = _digest(tensors, header)
+    save_tensors(path, tensors, header)
+    return str(header["digest"])
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:

@@ -250,7 +250,7 @@ def recommend(
         user: an id of the prepared log, whose history is used; or
         history: item ids, oldest first, of anybody.
         k: how many items.
-        level: one of ``recsys.serving.recommender.LEVELS``.
+        level: one of ``persona.wire.LEVELS``.
         drop_last: leave out this many of the latest events, to see what they change.
 
     Raises:

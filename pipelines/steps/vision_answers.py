@@ -41,7 +41,7 @@ def classify(
         work: where ``device`` is looked up.
         device: an id of the prepared data, whose last images are classified; or
         images: files, oldest first, or folders of them.
-        level: one of ``vision.serving.classifier.LEVELS``.
+        level: one of ``persona.wire.LEVELS``.
 
     Raises:
         ConfigError: neither or both of ``device`` and ``images`` are given.

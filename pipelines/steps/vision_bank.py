@@ -26,6 +26,7 @@ from persona.prototypes import (
     refine,
 )
 from persona.storage import atomic_folder, load_tensors, save_tensors
+from persona.wire import LEVELS
 from pipelines import tracking
 from pipelines.steps.vision import EXPERIMENT, OnEpoch, served_by
 from pipelines.steps.vision_workspace import VisionWorkspace
@@ -50,7 +51,7 @@ from vision.objectives import batched_logits
 from vision.personalised import Personalised
 from vision.prototypes import fit_bank, window_codes, window_statistics
 from vision.replay import Replayed, judge, play
-from vision.serving.classifier import LEVELS, Classifier
+from vision.serving.classifier import Classifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,8 +27,9 @@ from persona.bootstrap import SeedsInterval
 from persona.comparison import Measured, differences
 from persona.edit_format import save_edit
 from persona.edits import Edit
-from persona.prototypes import LEVELS, PrototypeBank, Refinement, Server, save_bank
+from persona.prototypes import PrototypeBank, Refinement, Server, save_bank
 from persona.storage import write_json
+from persona.wire import MESSAGE_LEVELS
 from pipelines import tracking
 from pipelines.tracking.registry import CANDIDATE, Registered, hush, publish
 
@@ -242,7 +243,7 @@ def _interface(server: Server) -> dict[str, Any]:
             "coefficients": {"dtype": "int8", "shape": ["N", server.coefficients_sent]},
             "edit": {"dtype": "float32", "layers": specs},
         },
-        "bytes": {level: server.payload_bytes(level) for level in LEVELS},
+        "bytes": {level: server.payload_bytes(level) for level in MESSAGE_LEVELS},
     }
 
 

@@ -27,7 +27,7 @@ class RecommenderModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Rank items for every row of ``model_input``; parameters ``k`` and ``level`` (of ``recommender.LEVELS``)."""
+        """Rank items for every row of ``model_input``; parameters ``k`` and ``level`` (of ``persona.wire.LEVELS``)."""
         settings = params or {}
         answers = self.recommender.recommend_many(
             [list(history) for history in model_input["history"]],

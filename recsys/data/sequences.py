@@ -171,6 +171,34 @@ class SequenceData:
         indptr = np.searchsorted(pairs, np.arange(len(users) + 1) * (self.n_items + 1)).astype(np.int64)
         return indptr, (pairs % (self.n_items + 1)).astype(np.int32)
 
+    def without(self, user_id: Any) -> SequenceData:
+        """The same log as if the user had never been there; items that nobody else has go as well.
+
+        Raises:
+            DataError: the user is not in the data, or fewer than two users or items are left.
+        """
+        self.history_of(user_id)
+        user = self.user_index[canonical_id(user_id)]
+        kept = np.delete(np.arange(self.n_events), slice(self.offsets[user], self.offsets[user + 1]))
+        used = np.bincount(self.items[kept], minlength=self.n_items + 1)[1:] > 0
+        if self.n_users < 3 or used.sum() < 2:
+            raise DataError(
+                f"without user {user_id!r} fewer than two users or two items are left: prepare another log instead"
+            )
+        number = np.cumsum(used, dtype=np.int32)
+        mask = pl.Series(used)
+        return _assemble(
+            items=number[self.items[kept] - 1],
+            times=self.times[kept],
+            counts=np.delete(np.diff(self.offsets), user),
+            user_ids=self.user_ids.filter(pl.Series(np.arange(self.n_users) != user)),
+            item_ids=self.item_ids.filter(mask),
+            titles=None if self.titles is None else self.titles.filter(mask),
+            baskets=self.baskets,
+            ordered_only=self.ordered_only,
+            meta=self.meta,
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write the data into ``folder`` (parquet and JSON), which appears at once or not at all.
 

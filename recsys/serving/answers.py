@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.cloud import NOT_FINITE, Chosen, EditTables
+from persona.cloud import Chosen, EditTables
 from persona.errors import ConfigError, DataError, FormatError, MismatchError, PersonaError, nearest
 from persona.storage import digest_json, read_json
+from persona.wire import LEVELS, NOT_FINITE
 from recsys.data.columns import ITEM, TITLE
 from recsys.data.ids import canonical_id
 from recsys.serving.graphs import RANK, CompiledModel, Contexts
@@ -30,7 +31,6 @@ from recsys.serving.index import EXACT, IndexConfig
 FOLDER = "compiled"
 HEADER, ITEMS = "bundle.json", "items.parquet"
 
-LEVELS = ("host", "prototype", "basis", "edit")
 NO_ITEM = "the history has no known item"
 NO_EDITOR = "the bundle has no editor"
 NO_BANK = "the bundle has no prototypes"

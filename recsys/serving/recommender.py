@@ -27,20 +27,19 @@ from torch import Tensor
 from persona.edits import Edit
 from persona.errors import ConfigError, DataError, nearest
 from persona.prototypes import PrototypeBank, Server
+from persona.wire import LEVELS, NOT_FINITE
 from recsys.data.batches import Context
 from recsys.data.ids import canonical_id
 from recsys.personalised import Personalised
 from recsys.serving.bundle import Bundle
 from recsys.serving.graphs import CompiledModel
 
-LEVELS = ("host", "prototype", "basis", "edit")
 # What answers in turn where a level cannot.
 FALLBACKS = {level: tuple(dict.fromkeys((level, "prototype", "host"))) for level in LEVELS[1:]} | {"host": ("host",)}
 
 NO_ITEM = "the history has no known item"
 NO_EDITOR = "the bundle has no editor"
 NO_BANK = "the bundle has no prototypes"
-NOT_FINITE = "the edit is not finite"
 
 
 @dataclass(frozen=True)

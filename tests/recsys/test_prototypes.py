@@ -8,7 +8,7 @@ import torch
 
 from persona.errors import ConfigError
 from persona.prototypes import BankConfig, Lineage, Server
-from persona.prototypes.trainable import TrainablePrototype
+from persona.prototypes.specialisation import TrainablePrototype
 from persona.prototypes.user_statistics import MAX_USER
 from recsys import prototypes as module
 from recsys.data.batches import Context

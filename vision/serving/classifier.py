@@ -26,11 +26,11 @@ from torch import Tensor
 from persona.edits import Edit
 from persona.errors import ConfigError, DataError, MismatchError, nearest
 from persona.prototypes import PrototypeBank, Server
+from persona.wire import LEVELS
 from vision.data.sources.decode import UnreadableImage, decode
 from vision.personalised import Personalised
 from vision.serving.bundle import Bundle
 
-LEVELS = ("host", "prototype", "basis", "edit")
 # What answers in turn where a level cannot.
 FALLBACKS = {level: tuple(dict.fromkeys((level, "prototype", "host"))) for level in LEVELS[1:]} | {"host": ("host",)}
 

@@ -1,4 +1,4 @@
-"""The commands `persona recsys prototypes` and `persona recsys refine`."""
+"""The commands `persona recsys prototypes`, `refine` and `forget`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command(epilog="Example:  persona recsys prototypes --max-prototypes 32")(with_settings(prototypes))
     app.command(epilog=REFINE_EXAMPLES)(refine)
+    app.command(epilog="Example:  persona recsys forget 42 --statistics stats/")(forget)
 
 
 def prototypes(
@@ -97,6 +98,28 @@ def refine(
     )
     show_refined(refined, out)
     out.result(refined)
+
+
+def forget(
+    user: Annotated[str, typer.Argument(help="Id of a user of the prepared log.")],
+    work: WorkOption = WORK,
+    statistics: Annotated[
+        list[Path] | None,
+        typer.Option(help="File that `collect` wrote outside of --work, or a folder of them. Repeatable."),
+    ] = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Take a user out of the log, statistics, banks, snapshots and sampled edits, and say what has to be trained again."""
+    _, out = start(as_json)
+    from pipelines.steps import forget as forget_step
+
+    done = forget_step.forget(workspace(work), user, statistics or ())
+    out.table(f"User {done.user} is no longer in", ["where", "what went"], [[p.where, p.what] for p in done.reached])
+    if done.left:
+        out.table("Not reached", ["where", "what to do"], [[p.where, p.what] for p in done.left])
+    if done.rebuild:
+        out.table("Made of their events as well", ["where", "make it again"], [[p.where, p.what] for p in done.rebuild])
+    out.result(done)
 
 
 def fit(space: Any, settings: Any, config: BankConfig) -> list[Banked]:

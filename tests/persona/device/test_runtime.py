@@ -20,11 +20,10 @@ from persona.edits import Edit
 from persona.errors import ConfigError, DataError, FormatError, MismatchError, PersonaError
 from persona.export import write_device_bundle
 from persona.prototypes import save_bank
+from persona.wire import MESSAGE_LEVELS
 from tests.persona.device.world import X, device_model, edit, make_bundle, message, under
 from tests.persona.prototypes.world import by_head, editor, partition
 from tests.persona.toy import HOST, SPECS, random_edit
-
-LEVELS = ("prototype", "basis", "low_rank", "full")
 
 
 def _answer(device):
@@ -32,7 +31,7 @@ def _answer(device):
 
 
 @by_head
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", MESSAGE_LEVELS[1:])
 def test_answers_are_those_of_torch(bundles, head, level):
     device = Device(bundles[head])
     assert np.allclose(_answer(device), under(None), atol=1e-5)
@@ -134,7 +133,7 @@ def test_a_change_of_nothing_is_accepted(bundles):
 
 def test_every_truncation_and_oversize_is_refused(bundles):
     device = Device(bundles["full"])
-    for level in LEVELS:
+    for level in MESSAGE_LEVELS[1:]:
         data = message(level)
         for cut in {*range(min(len(data), 60)), len(data) // 2, len(data) - 1}:
             with pytest.raises(FormatError):
@@ -162,7 +161,7 @@ def test_a_scale_that_is_not_finite_is_refused(bundles):
             device.receive(body + struct.pack("<I", zlib.crc32(body)), "basis")
 
 
-@given(data=st.binary(max_size=300), level=st.sampled_from(LEVELS))
+@given(data=st.binary(max_size=300), level=st.sampled_from(MESSAGE_LEVELS[1:]))
 def test_any_bytes_are_refused_with_a_sentence(bundles, data, level):
     device = Device(bundles["full"])
     if level == "prototype" and len(data) == 1 and data[0] < len(bundles["full"].bank):
@@ -184,7 +183,7 @@ def test_a_flipped_bit_is_refused_or_harmless(bundles, place, bit, level):
 
 
 @by_head
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", MESSAGE_LEVELS[1:])
 def test_a_restart_changes_nothing(bundles, tmp_path, head, level):
     device = Device(bundles[head], tmp_path)
     assert device.receive(message(level, head), level).kept

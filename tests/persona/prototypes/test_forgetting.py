@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from persona.prototypes import (
     same_prototypes,
     specialise,
 )
+from tests.persona.killing import RENAMES, kill_points
 from tests.persona.prototypes.world import by_head, codes, editor, metric, users
 from tests.persona.toy import HOST
 
@@ -226,3 +228,28 @@ def test_what_is_refused(tmp_path):
     assert lineage.load().version == alone.bank.version
     with pytest.raises(MismatchError, match="editor"):
         forget(lineage, 5, metric("low_rank"))
+
+
+def test_killed_anywhere_it_leaves_a_lineage_that_can_be_read_and_forgotten_from_again(tmp_path):
+    saved, root = tmp_path / "saved", tmp_path / "lineage"
+    _history(saved, "full", windows=1)
+
+    def prepare():
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(saved, root)
+
+    whole = Lineage(tmp_path / "whole", HOST)
+    shutil.copytree(saved, whole.root)
+    forget(whole, 7, metric())
+    lineage, points = Lineage(root, HOST), 0
+    for point in kill_points(prepare, lambda: forget(Lineage(root, HOST), 7, metric()), RENAMES):
+        for record in lineage.history():
+            lineage.load(record.version)
+            lineage.statistics(record.version)
+        assert lineage.load().version == lineage.head
+        if point % 4 == 0:
+            forget(lineage, 7, metric())
+            assert lineage.head == whole.head
+            assert sorted(p.name for p in root.iterdir()) == sorted(p.name for p in whole.root.iterdir())
+        points = point
+    assert points > 12

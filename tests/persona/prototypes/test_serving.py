@@ -7,10 +7,11 @@ import torch
 from persona.errors import ConfigError, MismatchError
 from persona.prototypes import Server, fit_bank, fit_basis, receive
 from persona.prototypes.algebra import to_dtype
+from persona.wire import MESSAGE_LEVELS
 from tests.persona.prototypes.world import by_head, codes, editor, metric, partition
 from tests.persona.toy import random_edit
 
-by_level = pytest.mark.parametrize("level", ["host", "prototype", "basis", "low_rank", "full"])
+by_level = pytest.mark.parametrize("level", MESSAGE_LEVELS)
 
 
 def _servers(head, **options):
@@ -20,6 +21,12 @@ def _servers(head, **options):
     basis = fit_basis(metric(head), free, codes(300, groups=4), 16)
     trained = dataclasses.replace(bank, prototypes=free, basis=basis)
     return {"inside": Server(editor(head), bank, **options), "outside": Server(editor(head), trained, **options)}
+
+
+def _kept(server, z):
+    """Share of the remaining edits' energy that a message of level ``basis`` keeps."""
+    whole, left = server.energy(z, "basis")
+    return 1 - float(left.sum() / whole.sum())
 
 
 @by_head
@@ -37,7 +44,7 @@ def test_a_device_makes_of_its_message_what_the_server_says(head, level, case):
 
 @by_head
 def test_levels_are_what_they_promise(head):
-    server, z = _servers(head, coefficients=4, rank=1)["inside"], codes(40, 3)
+    server, z = _servers(head, coefficients=4)["inside"], codes(40, 3)
     full = server.edit(z, "full")
     torch.testing.assert_close(full.flat(), editor(head).bounded(editor(head).unbounded(z)).flat())
     assert server.edit(z, "host").norm().abs().max() == 0
@@ -46,7 +53,6 @@ def test_levels_are_what_they_promise(head):
     assert server.payload_bytes("host") == 0
     assert server.payload_bytes("prototype") == 1
     assert server.payload_bytes("basis") == 24 == len(server.messages(z, "basis")[0])
-    assert server.payload_bytes("low_rank") == len(server.messages(z, "low_rank")[0])
     assert server.payload_bytes("full") == len(server.messages(z, "full")[0])
 
 
@@ -68,31 +74,23 @@ def test_energies_are_those_of_materialised_edits(head, level, case):
     else:
         served = (exact - to_dtype(server.edit(z, level), torch.float64)).norm().square()
         torch.testing.assert_close(left, served, rtol=1e-4, atol=1e-5)
-    kept = server.energy_kept(z, level)
-    assert kept == pytest.approx(1 - float(left.sum() / whole.sum()))
 
 
 @by_head
-def test_more_coefficients_and_ranks_keep_more(head):
+def test_more_coefficients_keep_more(head):
     z = codes(100, 5)
     bank = partition(head).bank
-    kept = [Server(editor(head), bank, coefficients=m).energy_kept(z, "basis") for m in (0, 2, 4, 8, len(bank.basis))]
+    kept = [_kept(Server(editor(head), bank, coefficients=m), z) for m in (0, 2, 4, 8, len(bank.basis))]
     assert kept[0] == pytest.approx(0, abs=1e-9)
     assert all(a < b for a, b in itertools.pairwise(kept))
     assert kept[-1] > 0.999
-    ranks = [Server(editor(head), bank, rank=r).energy_kept(z, "low_rank") for r in (1, 2, 5)]
-    assert ranks[0] < ranks[1]
-    assert ranks[-1] > 0.999
 
 
-def test_energy_kept_matches_what_the_basis_explains():
+def test_a_message_keeps_what_the_basis_explains():
     z = codes(400, groups=4, spread=0.5)
     bank = fit_bank(editor(), z, 4).bank
-    server = Server(editor(), bank, coefficients=6)
-    assert server.energy_kept(z, "basis") == pytest.approx(float(bank.basis.explained[5]), abs=2e-3)
-    assert server.energy_kept(z, "full") == 1.0
-    assert server.energy_kept(z, "prototype") == 0.0
-    assert server.energy_kept(z, "host") < 0
+    kept = _kept(Server(editor(), bank, coefficients=6), z)
+    assert kept == pytest.approx(float(bank.basis.energy[:6].sum()), abs=2e-3)
 
 
 def test_all_is_kept_where_nothing_remains():
@@ -112,7 +110,5 @@ def test_what_is_refused():
         Server(editor("low_rank"), bank)
     with pytest.raises(ConfigError, match=r"0 to 16 coefficients.*not 17"):
         Server(editor(), bank, coefficients=17)
-    with pytest.raises(ConfigError, match="rank"):
-        Server(editor(), bank, rank=0)
     with pytest.raises(ConfigError, match="did you mean 'prototype'"):
         Server(editor(), bank).edit(codes(2), "prototypes")

@@ -4,6 +4,7 @@ import torch
 from persona.edits import DenseEdit, Edit, FactoredEdit
 from persona.errors import DataError, MismatchError
 from persona.prototypes import Assigner, same_prototypes, specialise
+from persona.prototypes.specialisation import TrainablePrototype
 from tests.persona.prototypes.world import by_head, codes, metric, partition
 from tests.persona.toy import SPECS, random_edit
 
@@ -86,3 +87,29 @@ def test_what_is_refused():
     for foreign in (Edit.zeros(SPECS, 1, "b" * 64), Edit.zeros(SPECS[:1], 1, bank.host), bank.prototypes[:2]):
         with pytest.raises(MismatchError, match="trained prototype 0"):
             specialise(bank, lambda j, p, foreign=foreign: foreign, lambda j, p, e: 0.0)
+
+
+def trainable(head: str, index: int = 1) -> TrainablePrototype:
+    bank = partition(head).bank
+    return TrainablePrototype(bank.prototypes[index], bank.bound, bank.weight_scales)
+
+
+@by_head
+def test_it_starts_as_the_prototype(head):
+    bank, module = partition(head).bank, trainable(head)
+    assert torch.allclose(module().flat(), bank.prototype(1).dense().flat(), atol=1e-6)
+    assert torch.allclose(module.unbounded().flat(), bank.prototypes[1].flat(), atol=1e-6)
+    assert (module.unbounded().specs, module.unbounded().host) == (bank.prototypes.specs, bank.host)
+
+
+@by_head
+def test_every_number_of_it_learns_and_the_bank_does_not_change(head):
+    bank, module = partition(head).bank, trainable(head)
+    before = bank.prototypes.flat().clone()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module().flat().square().sum().backward()
+    assert module.flat.grad is not None
+    assert bool((module.flat.grad[module.flat.abs() > 1e-3] != 0).all())
+    optimizer.step()
+    assert float(module().detach().norm()) < float(bank.prototype(1).norm())
+    assert torch.equal(bank.prototypes.flat(), before)

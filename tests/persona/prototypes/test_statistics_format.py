@@ -10,6 +10,8 @@ from persona.prototypes import (
     RefineConfig,
     StatisticsFold,
     UserStatistics,
+    forget_user,
+    is_shard,
     load_statistics,
     merge,
     merge_statistics,
@@ -137,3 +139,29 @@ def test_empty_shards_do_no_harm(tmp_path):
     save_statistics(tmp_path / "full.safetensors", window(part, *_events()), part.bank, {})
     merged, _ = merge_statistics([tmp_path / "empty.safetensors", tmp_path / "full.safetensors"], part.bank)
     assert float(merged.counts.sum()) == N
+
+
+def test_a_user_is_taken_out_of_a_shard(tmp_path):
+    part, path = partition(), tmp_path / "a.safetensors"
+    z, who = _events()
+    save_statistics(path, window(part, z, who), part.bank, {"events": N})
+    assert not forget_user(path, 99)
+    assert forget_user(path, 7)
+    assert not forget_user(path, 7)
+    merged, windows = merge_statistics([path], part.bank)
+    expected = window(part, z[who != 7], who[who != 7])
+    assert torch.equal(merged.users, expected.users)
+    torch.testing.assert_close(merged.sums, expected.sums)
+    assert windows == [{"events": N}]
+    save_statistics(path, window(part, z[who == 3], who[who == 3]), part.bank, {})
+    assert forget_user(path, 3)
+    assert not path.exists()
+
+
+def test_a_shard_is_told_from_other_files(tmp_path):
+    part = partition()
+    save_statistics(tmp_path / "a", window(part, *_events()), part.bank, {})
+    save_tensors(tmp_path / "b", {"users": torch.zeros(1)}, {"format": "something"})
+    (tmp_path / "c").write_bytes(b"\xff" * 40)
+    (tmp_path / "d").touch()
+    assert [name for name in "abcd" if is_shard(tmp_path / name)] == ["a"]

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from persona.errors import ConfigError, DataError, MismatchError
-from persona.prototypes import CodeBlock, adjusted_rand_index, fit_bank, fit_bank_streamed
+from persona.prototypes import CodeBlock, CodeSample, adjusted_rand_index, fit_bank, fit_bank_streamed, merge_samples
 from persona.prototypes.assign import Assigner
+from persona.prototypes.streaming import priorities
 from tests.persona.prototypes.world import by_head, codes, editor, metric, users
 
 N, K = 600, 5
+IN_STREAM = 80
 
 
 def blocks(z, who, size, events=None):
@@ -68,7 +70,7 @@ def test_inertia_of_blurred_groups_is_near_that_of_scikit_learn(sweeps, toleranc
 
 def test_sweeps_never_make_it_worse():
     z, who = codes(2000, groups=8, spread=0.8), users(2000, 50)
-    made = fit_bank_streamed(editor(), blocks(z, who, 300), 8, sample_size=100, tolerance=0.0)
+    made = fit_bank_streamed(editor(), blocks(z, who, 300), 8, sample_size=100)
     assert len(made.history) > 3
     assert all(b <= a * (1 + 1e-12) for a, b in zip(made.history, made.history[1:], strict=False))
     assert made.bank.metadata["sweeps"] == len(made.history) - 1
@@ -119,3 +121,60 @@ def test_what_is_refused():
         fit_bank_streamed(editor(), blocks(z[:1].expand(40, -1, -1), who, 10), 2)
     with pytest.raises(MismatchError, match="codes"):
         fit_bank_streamed(editor(), blocks(z[:, :1], who, 10), 2)
+
+
+def _stream(seed=0):
+    return codes(IN_STREAM, seed), users(IN_STREAM, 7, seed), torch.arange(IN_STREAM)
+
+
+def _equal(a, b):
+    assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("priorities", "users", "codes"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.integers(1, 100), shards=st.integers(1, 6))
+def test_the_sample_does_not_depend_on_the_cut_the_order_or_repetition(seed, size, shards):
+    z, who, events = _stream(seed)
+    cut = torch.randint(shards, (IN_STREAM,), generator=torch.Generator().manual_seed(seed))
+    parts = [CodeSample.collect(z[m], who[m], events[m], size) for m in (cut == s for s in range(shards))]
+    whole = CodeSample.collect(z, who, events, size)
+    assert len(whole) == min(size, IN_STREAM)
+    _equal(merge_samples(parts), whole)
+    _equal(merge_samples([*parts[::-1], parts[0]]), whole)
+    one_by_one = parts[0]
+    for part in parts[1:]:
+        one_by_one = one_by_one + part
+    _equal(one_by_one, whole)
+
+
+def test_every_context_is_as_likely_as_any_other():
+    z, who, events = _stream()
+    times = torch.zeros(IN_STREAM)
+    for seed in range(400):
+        kept = torch.isin(priorities(who, events, seed), CodeSample.collect(z, who, events, 20, seed).priorities)
+        times += kept
+    # 400 draws of a quarter: 100 on average, standard deviation 8.7.
+    assert times.sum() == 400 * 20
+    assert 60 < times.min() <= times.max() < 140
+
+
+def test_priorities_tell_users_events_and_seeds_apart():
+    grid = torch.cartesian_prod(torch.arange(100), torch.arange(100))
+    found = priorities(grid[:, 0], grid[:, 1], 0)
+    assert len(found.unique()) == len(grid)
+    assert found.min() >= 0
+    assert 0.49 < found.double().mean() / 2**63 < 0.51
+    assert not torch.equal(found, priorities(grid[:, 1], grid[:, 0], 0))
+    assert not torch.equal(found, priorities(grid[:, 0], grid[:, 1], 1))
+
+
+def test_samples_that_are_refused():
+    z, who, events = _stream()
+    with pytest.raises(ConfigError, match="at least 1"):
+        CodeSample.collect(z, who, events, 0)
+    with pytest.raises(DataError, match="80, 79 and 80 rows"):
+        CodeSample.collect(z, who[1:], events, 5)
+    with pytest.raises(DataError, match="not finite"):
+        CodeSample.collect(z.masked_fill(z > 0, torch.nan), who, events, IN_STREAM)
+    with pytest.raises(MismatchError, match="alike"):
+        CodeSample.collect(z, who, events, 5) + CodeSample.collect(z, who, events, 6)

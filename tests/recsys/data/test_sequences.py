@@ -259,3 +259,22 @@ def test_frames_not_made_by_read_log_are_refused(data: SequenceData) -> None:
     log = read_log(frame())
     with pytest.raises(TypeError, match="expected Enum"):
         build_sequences(replace(log, frame=log.frame.with_columns(pl.col("item_id").to_physical())))
+
+
+def test_without_a_user_it_is_the_log_that_never_had_them(tmp_path):
+    rows = {
+        "user": ["a", "b", "c", "a", "b", "c", "c"],
+        "item": ["x", "x", "y", "only", "z", "z", "x"],
+        "time": [1, 2, 3, 4, 5, 6, 7],
+    }
+    whole = pl.DataFrame(rows)
+    whole.write_csv(tmp_path / "whole.csv")
+    whole.filter(pl.col("user") != "a").write_csv(tmp_path / "rest.csv")
+    rest = build_sequences(read_log(tmp_path / "whole.csv"), baskets=False).without("a")
+    assert rest.digest == build_sequences(read_log(tmp_path / "rest.csv"), baskets=False).digest
+    rest.save(tmp_path / "saved")
+    assert SequenceData.load(tmp_path / "saved").digest == rest.digest
+    with pytest.raises(DataError, match="fewer than two users"):
+        rest.without("b")
+    with pytest.raises(DataError, match="is not in the data"):
+        rest.without("a")
