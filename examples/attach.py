@@ -25,7 +25,7 @@ def devices(count: int, seed: int) -> tuple[torch.Tensor, ...]:
     return torch.cat([x, y], dim=2)[:, :16], x[:, 16], y[:, 16], group
 
 
-def story(model: nn.Module, folder: str) -> dict[str, Any]:
+def story(model: nn.Module, folder: str) -> tuple[Any, ...]:
     """From a trained module to one that is edited, grouped, refined, kept and loaded."""
     past, x, y, group = devices(400, seed=1)
     batches = [devices(128, seed)[:3] for seed in range(10, 27)]
@@ -39,14 +39,7 @@ def story(model: nn.Module, folder: str) -> dict[str, Any]:
     moved = persona.refine(devices(400, seed=2)[0], users=torch.arange(400))
     persona.save(folder)
     persona = Attached.load(folder, model)
-    return {
-        "host": host.item(),
-        "edited": edited.item(),
-        "found": found,
-        "group": group,
-        "moved": moved,
-        "again": persona,
-    }
+    return host.item(), edited.item(), found, group, moved, persona
 
 
 def trained_model() -> nn.Module:
@@ -64,7 +57,7 @@ def trained_model() -> nn.Module:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        told = story(trained_model(), place)
-    pairs = len(set(zip(told["found"].tolist(), told["group"].tolist(), strict=True)))
-    print(f"mean square error of the host {told['host']:.3f}, edited {told['edited']:.3f}")
+        host, edited, found, group, *_ = story(trained_model(), place)
+    pairs = len(set(zip(found.tolist(), group.tolist(), strict=True)))
+    print(f"mean square error of the host {host:.3f}, edited {edited:.3f}")
     print(f"pairs of a prototype and a hidden group among 400 devices: {pairs}; four mean that they are the same")

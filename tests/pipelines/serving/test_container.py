@@ -56,7 +56,7 @@ def test_the_composition_starts_the_registry_first():
 
 def test_options_of_the_files_are_options_of_the_command():
     text = (ROOT / "Containerfile").read_text() + (ROOT / "compose.yaml").read_text()
-    source = (ROOT / "pipelines" / "serve_cli.py").read_text()
+    source = (ROOT / "pipelines" / "commands" / "serve.py").read_text()
     for option in ("model", "drain", "host", "port"):
         assert f"--{option}" in text
         assert re.search(rf"^    {option}: Annotated", source, flags=re.M)
