@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 from persona import runtime
 
-runtime.set_environment()
 runtime.configure(threads=1)
 runtime.keep_freed_memory()  # as training does
 

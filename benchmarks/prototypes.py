@@ -19,7 +19,6 @@ from pathlib import Path
 
 from persona import runtime
 
-runtime.set_environment()
 runtime.configure(threads=1)
 
 import torch  # noqa: E402

@@ -22,7 +22,6 @@ from typing import Any
 
 from persona import runtime
 
-runtime.set_environment()
 runtime.configure(threads=1)
 
 import numpy as np  # noqa: E402

@@ -9,9 +9,10 @@ Shapes: B devices, in/out features of a layer, ``...`` any dimensions between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 import torch
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 
 from persona.edits import Edit, LayerEdit, LayerSpec
 from persona.errors import ConfigError, MismatchError, nearest
+
+AUTO = "auto"
+# torch may compute these from the weights of their linear layers, without calling the layers.
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 # One variable for all layers: edits are per thread and task, and modules stay free of state that cannot be copied.
 _ACTIVE: ContextVar[Mapping[int, LayerEdit]] = ContextVar("active_edits", default=MappingProxyType({}))
@@ -125,6 +130,30 @@ class AdaptiveLayers:
                 f"this edit is for the layers {_describe(edit.specs)}, but the host's adaptive layers are "
                 f"{_describe(self.specs)}: use an edit made for this host"
             )
+
+
+def linear_layers(module: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the linear layers of ``module`` that can be edited and that a pattern means, in the module's order.
+
+    Args:
+        module: any module.
+        patterns: as those of file names (``body.*``), or ``auto`` alone: the last two.
+
+    Raises:
+        ConfigError: a pattern means no such layer.
+    """
+    fused = {id(child) for m in module.modules() if isinstance(m, _FUSED) for child in m.modules()}
+    linear = {name: m for name, m in module.named_modules() if name and type(m) in (nn.Linear, AdaptiveLinear)}
+    known = [name for name, layer in linear.items() if id(layer) not in fused]
+    if list(patterns) == [AUTO] and known:
+        return known[-2:]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            why = " (torch runs those of its attention and encoder blocks without calling them)" if fused else ""
+            raise ConfigError(
+                f"{type(module).__name__} has no linear layer {pattern!r} that can be edited{why}: {nearest(pattern, known)}"
+            )
+    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _swap(module: nn.Module, name: str) -> AdaptiveLinear:

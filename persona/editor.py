@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from persona.bounds import Bound
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit, LayerSpec
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, FormatError, MismatchError, PersonaError, nearest
+from persona.storage import digest_json, digest_tensors, load_tensors, read_json, save_tensors, write_json
 from persona.transfer import TRANSFERS, make_transfer
 from persona.wire import BOUNDS
 
 HEADS = ("full", "low_rank")
+FORMAT, FORMAT_VERSION = "editor", 1
 
 
 @dataclass(frozen=True)
@@ -271,6 +274,66 @@ class ParameterEditor(nn.Module):
     def forward(self, context: Tensor, lengths: Tensor) -> Edit:
         """(B, T, d_c) context embeddings and (B,) lengths -> the bounded edit for B devices."""
         return self.bounded(self.unbounded(self.codes(context, lengths)))
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of settings, layers, host and weights: what banks belong to."""
+        return digest_json(
+            [
+                self.config.as_dict(),
+                [astuple(spec) for spec in self.specs],
+                self.host,
+                digest_tensors(self.state_dict()),
+            ]
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``editor.safetensors`` and ``editor.json`` into ``folder``; the JSON file comes last."""
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "host": self.host,
+            "digest": self.digest(),
+            "config": self.config.as_dict(),
+            "layers": [astuple(spec) for spec in self.specs],
+        }
+        save_tensors(Path(folder) / "editor.safetensors", self.state_dict(), {"host": self.host})
+        write_json(Path(folder) / "editor.json", header)
+
+    @classmethod
+    def load(cls, folder: Path | str, host: str | None = None) -> ParameterEditor:
+        """Read what ``save`` wrote, in eval mode; ``host`` is the digest of the host that it is wanted for.
+
+        Raises:
+            FormatError: a file is missing, damaged, exchanged, or of another release.
+            MismatchError: the editor was made for another host.
+        """
+        path = Path(folder) / "editor.json"
+        header = read_json(path)
+        found = header if isinstance(header, dict) else {}
+        if (found.get("format"), found.get("version")) != (FORMAT, FORMAT_VERSION):
+            raise FormatError(
+                f"{path} has format {found.get('format')!r} version {found.get('version')!r}, but {FORMAT!r} version "
+                f"{FORMAT_VERSION} is needed: save the editor again with this release"
+            )
+        tensors, _ = load_tensors(Path(folder) / "editor.safetensors")
+        try:
+            config = EditorConfig.from_dict(found["config"])
+            specs = tuple(LayerSpec(*layer) for layer in found["layers"])
+            made = cls(config, specs, tensors["weight_scales"], found["host"])
+            made.load_state_dict(tensors)
+            whole = made.digest() == found["digest"]
+        except (KeyError, TypeError, ValueError, RuntimeError, PersonaError) as error:
+            raise FormatError(
+                f"the editor in {folder} lacks a part or mixes two editors ({error}): restore it"
+            ) from error
+        if not whole:
+            raise FormatError(f"the editor in {folder} was changed or damaged after it was saved: restore it")
+        if host is not None and made.host != host:
+            raise MismatchError(
+                f"the editor in {folder} was made for the host {made.host[:12] or '(none)'}, not for {host[:12]}: load the "
+                "host that it was trained with, or train an editor for this one"
+            )
+        return made.eval()
 
 
 def _mlp(width: int) -> nn.Sequential:

@@ -1,8 +1,9 @@
 """What every process sets before it uses torch.
 
 With several OpenMP threads and any other busy process, libgomp's spinning barrier makes each parallel region cost
-milliseconds; passive waiting and one thread per process remove that. Importing ``persona`` sets the environment (only where
-the user has not), ``configure`` sets the number of threads, and training keeps the memory that it has used for its next step.
+milliseconds; passive waiting and one thread per process remove that. Every entry point calls ``set_environment`` or
+``configure`` before it imports torch: commands, models that MLflow loads, tests, benchmarks, your notebook. Importing
+``persona`` does neither. Training keeps the memory that it has used for its next step.
 """
 
 import ctypes
@@ -22,7 +23,8 @@ def set_environment() -> None:
 
 
 def configure(threads: int = 1) -> None:
-    """Give this process ``threads`` compute threads and deterministic kernels."""
+    """Set the environment, and give this process ``threads`` compute threads and deterministic kernels."""
+    set_environment()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     import logging
 

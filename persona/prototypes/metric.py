@@ -19,7 +19,6 @@ from persona.editor import ParameterEditor
 from persona.edits import Edit, LayerEdit
 from persona.errors import ConfigError, MismatchError, nearest
 from persona.prototypes.algebra import inner, to_dtype
-from persona.storage import digest_json, digest_tensors
 from persona.torch_device import on_cpu
 
 SPACES = ("edits", "codes")
@@ -29,8 +28,7 @@ CHUNK = 1 << 12
 
 def editor_digest(editor: ParameterEditor) -> str:
     """Digest of an editor's settings, layers and weights."""
-    specs = [(s.name, s.out_features, s.in_features, s.bias) for s in editor.specs]
-    return digest_json([editor.config.as_dict(), specs, editor.host, digest_tensors(editor.state_dict())])
+    return editor.digest()
 
 
 class HeadMetric:

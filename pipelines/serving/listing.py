@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as FromPath
@@ -13,10 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.serving import errors
 from pipelines.serving.errors import Refusal
-from pipelines.serving.servable import BINARY, BINARY_SCHEMA, ModelVersion
-
-if TYPE_CHECKING:
-    from pipelines.serving.app import Service
+from pipelines.serving.servable import BINARY, BINARY_SCHEMA, ModelVersion, Service
 
 
 class State(BaseModel):

@@ -6,13 +6,15 @@ calls ``Servable.answer`` once, and sends what comes back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
+
+from pipelines.serving.metrics import Metrics
 
 BINARY = "application/octet-stream"
 BINARY_SCHEMA = {"type": "string", "format": "binary"}
@@ -115,6 +117,42 @@ class Servable(Protocol):
         """The prototype bank as devices take it; ``None`` without one."""
 
 
+class InUse(Protocol):
+    """The version that answers, and the banks of those before it."""
+
+    refused: str
+
+    def current(self) -> Servable:
+        """The version in use.
+
+        Raises:
+            Refusal: there is none yet.
+        """
+
+    def bank(self, version: str | None = None) -> dict[str, Any] | None:
+        """What is told of a prototype bank, of the one in use by default; ``None`` where none is known."""
+
+
+class Service(Protocol):
+    """What routes are given of the service that they are a part of."""
+
+    draining: bool
+
+    @property
+    def models(self) -> InUse:
+        """The model in use."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Counts of what was answered."""
+
+    async def ask(self, request: BaseModel, seconds: float) -> Reply:
+        """The reply to one request, by way of the queue; see ``app.Service``."""
+
+    def seconds(self, headers: Mapping[str, str]) -> float:
+        """How long a request with these headers may wait."""
+
+
 class Task(Protocol):
     """A kind of bundles: what can be asked of them, and how they are loaded."""
 
@@ -126,7 +164,7 @@ class Task(Protocol):
     def body_bytes(self) -> int:
         """The largest body that makes sense."""
 
-    def extend(self, api: FastAPI, service: Any) -> None:
+    def extend(self, api: FastAPI, service: Service) -> None:
         """Add routes of this task alone."""
 
     def load(self, folder: Path, name: str, version: str) -> Servable:

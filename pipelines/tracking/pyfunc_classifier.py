@@ -20,9 +20,10 @@ class ClassifierModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle."""
         from persona import runtime
-        from vision.serving.classifier import Classifier
 
         runtime.configure()
+        from vision.serving.classifier import Classifier
+
         self.classifier = Classifier.load(context.artifacts["bundle"])
 
     def predict(

@@ -19,9 +19,10 @@ class RecommenderModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle."""
         from persona import runtime
-        from recsys.serving.recommender import Recommender
 
         runtime.configure()
+        from recsys.serving.recommender import Recommender
+
         self.recommender = Recommender.load(context.artifacts["bundle"])
 
     def predict(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from persona.adaptive import AdaptiveLayers
+from persona.adaptive import AdaptiveLayers, linear_layers
 from persona.edits import Edit
 from persona.errors import ConfigError, MismatchError
 from tests.persona.toy import HOST, mlp, random_edit
@@ -131,3 +131,43 @@ def test_weight_scales_are_root_mean_squares():
     layers = AdaptiveLayers(module, ["0", "2"])
     expected = [module[0].weight.square().mean().sqrt(), module[2].weight.square().mean().sqrt()]
     torch.testing.assert_close(layers.weight_scales(), torch.stack(expected).detach())
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.body = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["body.*", "head"], ["body.0", "body.1", "head"]),
+        (["head", "body.1"], ["body.1", "head"]),
+        (["*"], ["body.0", "body.1", "head"]),
+        (["auto"], ["body.1", "head"]),
+        (["h*d", "head"], ["head"]),
+    ],
+)
+def test_patterns_mean_linear_layers_in_the_order_of_the_module(patterns, names):
+    assert linear_layers(Encoder(), patterns) == names
+
+
+def test_layers_that_torch_runs_without_calling_them_cannot_be_edited():
+    with pytest.raises(ConfigError, match=r"'block.linear1' that can be edited \(torch runs those of its attention"):
+        linear_layers(Encoder(), ["block.linear1"])
+
+
+def test_a_pattern_without_a_layer_is_refused():
+    with pytest.raises(ConfigError, match="did you mean 'head'"):
+        linear_layers(Encoder(), ["body.*", "heads"])
+    with pytest.raises(ConfigError, match="no linear layer 'auto'"):
+        linear_layers(nn.Tanh(), ["auto"])
+
+
+def test_patterns_find_layers_that_are_adaptive_already():
+    module = mlp()
+    AdaptiveLayers(module, ["0"])
+    assert linear_layers(module, ["*"]) == ["0", "2"]

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import json
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from persona.adaptive import AdaptiveLayers
 from persona.editor import EditorConfig, ParameterEditor
 from persona.edits import FactoredEdit
-from persona.errors import ConfigError, MismatchError
+from persona.errors import ConfigError, FormatError, MismatchError
 from tests.persona.toy import HOST, contexts, editor_for, mlp
 
 VARIANTS = [
@@ -213,3 +214,66 @@ def test_a_centred_editor_and_a_host_with_its_mean_edit_say_the_same():
     for settings in ({"bound": "tanh"}, {"bound": "none", "head": "low_rank"}):
         with pytest.raises(ConfigError, match="full heads without a bound"):
             editor_for(mlp(), **settings).centre(torch.zeros(1, 2, 32))
+
+
+@by_variant
+def test_a_saved_editor_gives_the_same_bits(settings, tmp_path):
+    editor = _trained(**settings)
+    editor.save(tmp_path / "editor")
+    twin = ParameterEditor.load(tmp_path / "editor", HOST)
+    assert torch.equal(twin(*contexts(9)).flat(), editor(*contexts(9)).flat())
+    assert (twin.config, twin.specs, twin.host, twin.digest()) == (editor.config, editor.specs, HOST, editor.digest())
+    assert not twin.training
+
+
+def test_an_editor_of_another_host_is_refused(tmp_path):
+    _trained().save(tmp_path)
+    with pytest.raises(MismatchError, match=f"made for the host {HOST[:12]}, not for bbbbbbbbbbbb"):
+        ParameterEditor.load(tmp_path, "b" * 64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "edit"},
+        {"version": 2},
+        {"digest": "0" * 64},
+        {"host": "c" * 64},
+        {"config": {"context_dim": 4}},
+        {"config": {"context_dim": 4, "widht": 8}},
+        {"config": {"context_dim": 4, "width": 8, "tau": 2.0}},
+        {"config": None},
+        {"layers": [["0", 6, 5, True]]},
+        {"layers": [["1", 6, 5, True], ["2", 3, 6, True]]},
+        {"layers": [[]]},
+        {"layers": []},
+        {"layers": None},
+    ],
+    ids=str,
+)
+def test_a_changed_editor_is_refused(change, tmp_path):
+    _trained().save(tmp_path)
+    path = tmp_path / "editor.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FormatError):
+        ParameterEditor.load(tmp_path, HOST)
+
+
+def test_the_tensors_of_another_editor_are_refused(tmp_path):
+    _trained().save(tmp_path / "a")
+    editor_for(mlp()).save(tmp_path / "b")
+    (tmp_path / "b" / "editor.safetensors").replace(tmp_path / "a" / "editor.safetensors")
+    with pytest.raises(FormatError, match="changed or damaged"):
+        ParameterEditor.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["editor.json", "editor.safetensors"])
+def test_a_missing_or_cut_file_is_refused(name, tmp_path):
+    _trained().save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(FormatError):
+        ParameterEditor.load(tmp_path)
+    path.unlink()
+    with pytest.raises(FormatError, match="cannot be read"):
+        ParameterEditor.load(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel
@@ -12,9 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from pipelines.serving import errors, pages
 from pipelines.serving.bodies import body_of, parse, to_bytes
 from pipelines.serving.recsys import scoring
-
-if TYPE_CHECKING:
-    from pipelines.serving.app import Service
+from pipelines.serving.servable import Service
 
 
 class Item(BaseModel):

@@ -27,7 +27,7 @@ from pipelines.serving.recsys.schemas import (
     RecommendationAnswer,
     RecommendationRequest,
 )
-from pipelines.serving.servable import Operation, Reply, Versions
+from pipelines.serving.servable import Operation, Reply, Service, Versions
 from recsys.serving.answers import NO_BANK, NO_EDITOR, NO_ITEM, Answer, Ask, CompiledRecommender
 from recsys.serving.index import EXACT, IndexConfig
 
@@ -73,7 +73,7 @@ class RecommenderTask:
     def __init__(self, index: IndexConfig = EXACT) -> None:
         self.index = index
 
-    def extend(self, api: FastAPI, service: Any) -> None:
+    def extend(self, api: FastAPI, service: Service) -> None:
         """The catalogue, MLflow's scoring protocol, the page."""
         routes.add(api, service)
 

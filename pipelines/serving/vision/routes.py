@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
@@ -11,10 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from pipelines.serving import errors, pages
 from pipelines.serving.bodies import body_of, parse, to_bytes
 from pipelines.serving.recsys.scoring import INVOCATIONS
+from pipelines.serving.servable import Service
 from pipelines.serving.vision.schemas import SCORING_EXAMPLES, PixelsRequest, Predictions, Scoring
-
-if TYPE_CHECKING:
-    from pipelines.serving.app import Service
 
 
 class Stream(BaseModel):

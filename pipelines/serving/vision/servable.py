@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from persona.errors import FormatError
 from pipelines.serving.banks import bank_message
 from pipelines.serving.errors import Refusal
-from pipelines.serving.servable import Operation, Reply, Versions
+from pipelines.serving.servable import Operation, Reply, Service, Versions
 from pipelines.serving.vision import routes
 from pipelines.serving.vision.schemas import (
     CLASSIFICATION_EXAMPLES,
@@ -57,7 +57,7 @@ class ClassifierTask:
         ),
     )
 
-    def extend(self, api: FastAPI, service: Any) -> None:
+    def extend(self, api: FastAPI, service: Service) -> None:
         """Examples, MLflow's scoring protocol, the page."""
         routes.add(api, service)
 
