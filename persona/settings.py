@@ -58,6 +58,19 @@ class Settings:
         """Plain values for JSON."""
         return asdict(self)
 
+    def under_protocol(self, protocol: str) -> Self:
+        """The same settings under another protocol; a task with a single one has nothing to change."""
+        return self
+
+    @classmethod
+    def taken_up(cls, before: Mapping[str, Any], new: Mapping[str, Any]) -> Self:
+        """The settings of the step ``before``, changed by ``new`` ones.
+
+        Raises:
+            ConfigError: as ``from_dict``.
+        """
+        return cls.from_dict({**before, **new})
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of ``as_dict``; an unknown name is refused.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from persona.errors import ConfigError, nearest
 from persona.settings import Settings
@@ -13,6 +14,10 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from recsys.hosts import HostConfig
     from recsys.objectives import LossConfig
 
+# What selects epochs where targets are ranked against the whole catalogue, unless something else is asked for; the metrics of
+# sampled negatives (None: not chosen, so the default, which is one of them) are not measured there.
+RANKING_MONITOR = "ndcg_10"
+SAMPLED_MONITORS = (None, "auc", "uauc")
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
 # Modes that start from a host to which the later rows are unknown.
 HOLD_BACK = ("auto", "held_back", "cross_fitted")
@@ -157,6 +162,23 @@ class RecsysConfig(Settings):
                 "whole sequences look the table up twice a step, which a sharded table cannot: use rows (sequences = false), "
                 "or table_optimizer = adam"
             )
+
+    def epochs_of(self, training: str) -> int:
+        """At most how many epochs the training of this name takes."""
+        return self.epochs
+
+    def under_protocol(self, protocol: str) -> Self:
+        """The same settings under another protocol, with a monitor that it measures."""
+        ranks = protocol == "full" and self.monitor in SAMPLED_MONITORS
+        return replace(self, protocol=protocol, monitor=RANKING_MONITOR if ranks else self.monitor)
+
+    @classmethod
+    def taken_up(cls, before: Mapping[str, Any], new: Mapping[str, Any]) -> Self:
+        """As in ``Settings``; what selected epochs under another protocol is not taken up where it is not measured."""
+        settings = {**before, **new}
+        if settings.get("protocol") == "full" and "monitor" not in new and settings.get("monitor") in SAMPLED_MONITORS:
+            settings["monitor"] = RANKING_MONITOR
+        return cls.from_dict(settings)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without ``SCALE_SETTINGS`` that have their defaults."""

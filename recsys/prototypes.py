@@ -26,14 +26,12 @@ from persona.prototypes import (
     Choice,
     CodeBlock,
     HeadMetric,
-    Lineage,
     Partition,
     PrototypeBank,
     Server,
     Specialised,
     StreamedPartition,
     choose_k,
-    editor_digest,
     fit_bank_streamed,
     fit_basis,
     fit_distinct,
@@ -252,15 +250,6 @@ def evaluate_levels(
 ) -> dict[str, Evaluated]:
     """What each level achieves on the same rows."""
     return {level: evaluation.run(at_level(model, bank, level)) for level in levels}
-
-
-def served_bank(lineage: Lineage, model: Personalised) -> PrototypeBank | None:
-    """The bank at the head of the lineage of the model's host, if it was made with the model's editor."""
-    if model.editor is None or not lineage.head:
-        return None
-    model.editor.host = lineage.host
-    bank = lineage.load()
-    return bank if bank.editor == editor_digest(model.editor) else None
 
 
 def _sample(count: int, limit: int, seed: int) -> Tensor:

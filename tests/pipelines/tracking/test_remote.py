@@ -16,8 +16,8 @@ from pipelines import tracking
 from pipelines.doctor import free_port
 from pipelines.versions import comparing, comparison_log, lineage_view, promotion
 from pipelines.versions import names as versions
+from tests.pipelines.made_versions import MODEL, register, snapshot
 from tests.pipelines.small import SMALL
-from tests.pipelines.versions import MODEL, register, snapshot
 from tests.recsys.toy import write_walks
 
 pytestmark = pytest.mark.slow

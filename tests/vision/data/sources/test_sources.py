@@ -7,8 +7,7 @@ from PIL import Image
 
 from persona.errors import ConfigError, DataError
 from vision.data import catalogue
-from vision.data.sources import read_images
-from vision.data.sources import decode
+from vision.data.sources import decode, read_images
 
 
 def picture(value: int, size: tuple[int, int] = (16, 16), mode: str = "L") -> Image.Image:
