@@ -53,8 +53,8 @@ bench: $(READY) ## run the benchmarks, one after the other
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 evidence: $(READY) ## run what is missing behind the results in docs, with DATA=folder for data that no package provides
-	$(BIN)/persona recsys evidence --data-folder $(DATA)
-	$(BIN)/persona vision evidence --data-folder $(DATA)
+	$(BIN)/python -m benchmarks.evidence recsys --data-folder $(DATA)
+	$(BIN)/python -m benchmarks.evidence vision --data-folder $(DATA)
 
 ui: $(READY) ## open the MLflow UI on the default store
 	$(BIN)/persona ui

@@ -13,7 +13,7 @@ beside the quality.
 * fixed: every n-th event; random: each event with the same probability;
 * edits: distances between the edits themselves, which only the cloud knows: the limit of any such policy.
 
-Hosts and editors are those of `persona recsys evidence movielens-small-modes`, trained first where they are missing.
+Hosts and editors are those of `python -m benchmarks.evidence recsys movielens-small-modes`, trained first where they are missing.
 """
 
 from __future__ import annotations

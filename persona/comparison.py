@@ -152,6 +152,23 @@ def is_own(method: str) -> bool:
     return method == "persona" or method.startswith("persona_")
 
 
+def labelled(
+    protocol: str, measured: Mapping[str, Measured], metrics: Collection[str]
+) -> dict[str, NDArray[np.float64]]:
+    """(U,) values of some metrics by whole names; labels of what was measured stand behind the protocol, an empty one adds nothing.
+
+    Example::
+
+        labelled("time", {"": whole, "prototype": alone}, ("ndcg_10",))  # time/ndcg_10, time prototype/ndcg_10
+    """
+    return {
+        metric_name(f"{protocol} {label}".strip(), metric): found.per_unit[metric]
+        for label, found in measured.items()
+        for metric in metrics
+        if metric in found.per_unit
+    }
+
+
 def with_host(methods: Sequence[str], known: Collection[str], rivals: Collection[str] = ()) -> list[str]:
     """The methods asked for, all that are known if none, each once, with the host as their reference and ``rivals`` behind it.
 

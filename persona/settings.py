@@ -76,6 +76,24 @@ class Settings:
         usual = {f.name: f.default for f in fields(self) if f.name in self.quiet_names}
         return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
+    def under_protocol(self, protocol: str) -> Self:
+        """The same settings under another protocol; a task with a single one has nothing to change."""
+        return self
+
+    @classmethod
+    def own(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the values of ``as_dict``, those that were chosen: what stays when another setting changes what is usual."""
+        return dict(values)
+
+    @classmethod
+    def taken_up(cls, before: Mapping[str, Any], new: Mapping[str, Any]) -> Self:
+        """The settings of the step ``before``, changed by ``new`` ones.
+
+        Raises:
+            ConfigError: as ``from_dict``.
+        """
+        return cls.from_dict({**before, **new})
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of ``as_dict``; an unknown name is refused.

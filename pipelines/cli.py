@@ -13,11 +13,7 @@ from pipelines import console, doctor, tracking
 from pipelines.commands import export as export_cli
 from pipelines.commands import serve as serve_cli
 from pipelines.commands import versions as workbench_cli
-from pipelines.commands.recsys import collect as collect_cli
 from pipelines.commands.recsys import main as recsys_cli
-from pipelines.commands.recsys import plan as planning_cli
-from pipelines.commands.recsys import prototypes as bank_cli
-from pipelines.commands.recsys import replay as replay_cli
 from pipelines.commands.vision import main as vision_cli
 from pipelines.tracking.store import artifact_root, database_path, default_uri, prepared
 
@@ -28,10 +24,6 @@ PortOption = Annotated[int, typer.Option(help="Port of the MLflow UI.", min=1, m
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 app.add_typer(recsys_cli.app, name="recsys")
-bank_cli.register(recsys_cli.app)
-collect_cli.register(recsys_cli.app)
-planning_cli.register(recsys_cli.app)
-replay_cli.register(recsys_cli.app)
 app.add_typer(vision_cli.app, name="vision")
 workbench_cli.register(app)
 serve_cli.register(app)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from persona.errors import ConfigError, nearest
 from persona.settings import PROCESSOR_SETTINGS, Settings
@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from recsys.hosts import HostConfig
     from recsys.objectives import LossConfig
 
+# What selects epochs where targets are ranked against the whole catalogue, unless something else is asked for; the metrics of
+# sampled negatives (None: not chosen, so the default, which is one of them) are not measured there.
+RANKING_MONITOR = "ndcg_10"
+SAMPLED_MONITORS = (None, "auc", "uauc")
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
 # Modes that start from a host to which the later rows are unknown.
 HOLD_BACK = ("auto", "held_back", "cross_fitted")
@@ -223,6 +227,23 @@ class RecsysConfig(Settings):
                 f"a sharded table learns in float32, not in {self.precision}: leave precision at float32, or give table_optimizer = "
                 "adam"
             )
+
+    def epochs_of(self, training: str) -> int:
+        """At most how many epochs the training of this name takes."""
+        return self.epochs
+
+    def under_protocol(self, protocol: str) -> Self:
+        """The same settings under another protocol, with a monitor that it measures."""
+        ranks = protocol == "full" and self.monitor in SAMPLED_MONITORS
+        return replace(self, protocol=protocol, monitor=RANKING_MONITOR if ranks else self.monitor)
+
+    @classmethod
+    def taken_up(cls, before: Mapping[str, Any], new: Mapping[str, Any]) -> Self:
+        """As in ``Settings``; what selected epochs under another protocol is not taken up where it is not measured."""
+        settings = {**cls.own(before), **new}
+        if settings.get("protocol") == "full" and "monitor" not in new and settings.get("monitor") in SAMPLED_MONITORS:
+            settings["monitor"] = RANKING_MONITOR
+        return cls.from_dict(settings)
 
     def host_settings(self) -> dict[str, Any]:
         """What a trained host depends on; how often it was written to disk is not part of that."""

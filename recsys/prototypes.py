@@ -29,12 +29,10 @@ from persona.prototypes import (
     Contexts,
     FittedBank,
     HeadMetric,
-    Lineage,
     Notify,
     PrototypeBank,
     Server,
     StreamedPartition,
-    editor_digest,
     fit_bank_streamed,
 )
 from persona.prototypes.fitting import sampled
@@ -199,15 +197,6 @@ def evaluate_levels(
 ) -> dict[str, Evaluated]:
     """What each level achieves on the same rows."""
     return {level: evaluation.run(at_level(model, bank, level)) for level in levels}
-
-
-def served_bank(lineage: Lineage, model: Personalised) -> PrototypeBank | None:
-    """The bank at the head of the lineage of the model's host, if it was made with the model's editor."""
-    if model.editor is None or not lineage.head:
-        return None
-    model.editor.host = lineage.host
-    bank = lineage.load()
-    return bank if bank.editor == editor_digest(model.editor) else None
 
 
 @dataclass(frozen=True)

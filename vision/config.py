@@ -167,6 +167,17 @@ class VisionConfig(Settings):
         self.editor_fit()
         self.loss_config()
 
+    @property
+    def protocol(self) -> str:
+        """There is one: streams of devices that nobody has learned from."""
+        from vision.data.protocols import PROTOCOL
+
+        return PROTOCOL
+
+    def epochs_of(self, training: str) -> int:
+        """At most how many epochs the training of this name takes; editors have epochs of their own."""
+        return self.editor_epochs if training.startswith("persona") else self.epochs
+
     def split_config(self) -> SplitConfig:
         """Which devices train, adapt, validate and test."""
         from vision.data.protocols import SplitConfig

@@ -7,63 +7,50 @@ description and data are those of its result is not run again, and one that was 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.tables import built, declared
-from persona.errors import DataError
-from persona.storage import digest_json, read_json, write_json
+from benchmarks.evidence import tables
+from benchmarks.evidence.tables import FOLDER, built, declared
+from persona.storage import digest_json, write_json
 from pipelines.steps import cells
 from pipelines.steps import recsys as recsys_steps
-from pipelines.steps.evaluate import Comparison
+from pipelines.steps.evaluate import Comparison, evaluate
 from pipelines.steps.workspace import Workspace
 from recsys.config import RecsysConfig
 from recsys.data import catalogue
 from recsys.data.sequences import SequenceData
+from recsys.task import RECSYS
 
-FOLDER = Path("docs/evidence")
 RESULTS = Path("docs/results.md")
 DECLARED = "experiments.toml"
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One comparison.
+@dataclass(frozen=True, kw_only=True)
+class Experiment(tables.BaseExperiment):
+    """One comparison; its data may be a folder with ``interactions.parquet`` under the data folder.
 
     Attributes:
-        name: of its result file.
-        title: heading on the results page.
-        goal: what it is to show, in words.
-        data: a data set of the catalogue, or a folder with ``interactions.parquet`` under the data folder.
         protocol: the protocol.
-        seeds: how many.
-        methods: compared; the host is always among them.
         headlines: metrics shown.
         baskets: whether ties are baskets; found out if not given.
-        rivals: methods that the last method is also compared with directly.
         studies: ablations of ``recsys.ablations`` whose variants are compared, instead of methods.
         pairs: variants compared with each other directly, beside with the host.
-        settings: of ``RecsysConfig``.
-        note: what a reader should know.
         grid: of which it is a cell; empty for one that stands by itself.
     """
 
-    name: str
-    title: str
-    goal: str
-    data: str
     protocol: str
-    seeds: int = 3
-    methods: Sequence[str] = ("host",)
     headlines: Sequence[str] = ("auc", "uauc", "ndcg_10", "hr_10")
     baskets: bool | None = None
-    rivals: Sequence[str] = ()
     studies: Sequence[str] = ()
     pairs: Sequence[Sequence[str]] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
     grid: str = ""
+
+    @property
+    def trainings(self) -> int:
+        """How many results a run makes."""
+        return self.seeds * len(self.studies or self.methods)
 
     @property
     def config(self) -> RecsysConfig:
@@ -139,40 +126,25 @@ def _declared(folder: Path) -> dict[str, Any]:
     return declared(folder / DECLARED)
 
 
-def source_of(experiment: Experiment, data_folder: Path | None) -> str:
-    """The log an experiment reads.
-
-    Raises:
-        DataError: its data is in no package, and the data folder was not given or does not hold it.
-    """
-    if experiment.data in catalogue.CATALOGUE:
-        return experiment.data
-    path = (data_folder or Path()) / experiment.data / "interactions.parquet"
-    if data_folder is None or not path.exists():
-        raise DataError(
-            f"{experiment.name} needs {experiment.data}/interactions.parquet: name its folder by --data-folder"
-        )
-    return str(path)
-
-
 def run(
     experiment: Experiment, work: Path, data_folder: Path | None, jobs: int, notify: cells.Notify, folder: Path = FOLDER
 ) -> bool:
     """Run ``experiment`` unless its result is up to date; whether it was run."""
     space = Workspace(work / experiment.data_key)
     if not space.prepared.exists():
-        recsys_steps.prepare(source_of(experiment, data_folder), space, baskets=experiment.baskets)
-    data = space.data()
+        file = f"{experiment.data}/interactions.parquet"
+        source = experiment.source(catalogue.CATALOGUE, file, data_folder)
+        recsys_steps.prepare(source, space, baskets=experiment.baskets)
+    data = space.data(RECSYS)
     key = digest_json({"data": data.digest, "settings": decisive(experiment.config), **_plain(experiment)})
     path = folder / f"{experiment.name}.json"
-    if path.exists() and read_json(path)["key"] == key:
+    if experiment.is_done(path, key):
         return False
     if experiment.studies:
         comparison, pairs = _study(experiment, data, space, notify), experiment.pairs
     else:
-        [comparison] = recsys_steps.evaluate(
-            experiment.config, space, methods=experiment.methods, seeds=experiment.seeds, jobs=jobs, notify=notify
-        )
+        asked = {"methods": experiment.methods, "seeds": experiment.seeds, "jobs": jobs, "notify": notify}
+        [comparison] = evaluate(RECSYS, experiment.config, space, **asked)
         pairs = [(experiment.methods[-1], rival) for rival in experiment.rivals]
     write_json(path, {"key": key, "data": _describe(data), **comparison.as_dict(), **_direct(comparison, pairs)})
     return True

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.recsys import FOLDER, RESULTS, Experiment, Grid, experiments, grids
-from benchmarks.evidence.tables import interval, table
+from benchmarks.evidence.recsys import RESULTS, Experiment, Grid, experiments, grids
+from benchmarks.evidence.tables import FOLDER, interval, table
 from persona.storage import read_json
 from recsys.data import catalogue
 
@@ -137,7 +137,7 @@ def _section(experiment: Experiment, result: Mapping[str, Any]) -> str:
         "",
         f"Goal: {experiment.goal}",
         "",
-        f"    persona recsys evidence {experiment.name}" + _data_option(experiment),
+        f"    python -m benchmarks.evidence recsys {experiment.name}" + _data_option(experiment),
         "",
         f"{experiment.data}: {data['events']:,} events, {data['users']:,} users, {data['items']:,} items"
         f"{', baskets' if data['baskets'] else ''}; {result['users']:,} test users, {result['seeds']} seeds. "

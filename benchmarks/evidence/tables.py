@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, DataError, nearest
+from persona.storage import read_json
 
 Declared = TypeVar("Declared")
+
+FOLDER = Path("docs/evidence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseExperiment:
+    """What the experiments of all tasks say of themselves.
+
+    Attributes:
+        name: of its result file.
+        title: heading on the results page.
+        goal: what it is to show, in words.
+        data: a data set of the catalogue, or what is found under the data folder.
+        seeds: how many.
+        methods: compared; the host is always among them.
+        rivals: methods that the last method is also compared with directly.
+        settings: of the task.
+        note: what a reader should know.
+    """
+
+    name: str
+    title: str
+    goal: str
+    data: str
+    seeds: int = 3
+    methods: Sequence[str] = ("host",)
+    rivals: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def source(self, catalogue: Collection[str], file: str, data_folder: Path | None) -> str:
+        """What ``prepare`` reads: a name of the catalogue, or ``file`` under the data folder.
+
+        Raises:
+            DataError: the data is in no package, and the data folder was not given or does not hold it.
+        """
+        if self.data in catalogue:
+            return self.data
+        path = (data_folder or Path()) / file
+        if data_folder is None or not path.exists():
+            raise DataError(f"{self.name} needs {file}: name the folder it is in by --data-folder")
+        return str(path)
+
+    def is_done(self, path: Path, key: str) -> bool:
+        """Whether the result at ``path`` was made of what ``key`` says."""
+        return path.exists() and bool(read_json(path)["key"] == key)
 
 
 def declared(path: Path) -> dict[str, Any]:

@@ -13,53 +13,41 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence.tables import built, declared, interval, table
+from benchmarks.evidence import tables
+from benchmarks.evidence.tables import FOLDER, built, declared, interval, table
 from persona.bootstrap import paired_bootstrap_over_seeds
 from persona.comparison import Measured, differences
-from persona.errors import DataError
 from persona.storage import digest_json, read_json, write_json
+from pipelines.steps import cells
 from pipelines.steps import vision as vision_steps
-from pipelines.steps.evaluate import Comparison
-from pipelines.steps.vision_workspace import VisionWorkspace
+from pipelines.steps.evaluate import Comparison, evaluate
+from pipelines.steps.workspace import Workspace
 from vision.config import VisionConfig
 from vision.data import catalogue
 from vision.data.images import DeviceImages
+from vision.task import VISION
 
-FOLDER = Path("docs/evidence")
 RESULTS = Path("docs/vision-results.md")
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One comparison, or one for each of several variants.
+@dataclass(frozen=True, kw_only=True)
+class Experiment(tables.BaseExperiment):
+    """One comparison, or one for each of several variants; its data may be a file under the data folder.
 
     Attributes:
-        name: of its result file.
-        title: heading on the results page.
-        goal: what it is to show, in words.
-        data: a data set of the catalogue, or a file under the data folder.
-        prepare: of ``vision_steps.prepare``: ``columns``, ``size``, ``divide``, ``streams``.
-        seeds: how many.
-        methods: compared; the host is always among them.
-        rivals: methods that the last method is also compared with directly.
-        settings: of ``VisionConfig``.
+        prepare: of the step ``prepare``: ``columns``, ``size``, ``divide``, ``streams``.
         variants: settings of each variant by its name, on top of ``settings``.
         segment: 1 or 2 shows the devices by the first or second part of their names; 0 does not.
-        note: what a reader should know.
     """
 
-    name: str
-    title: str
-    goal: str
-    data: str
     prepare: Mapping[str, Any] = field(default_factory=dict)
-    seeds: int = 3
-    methods: Sequence[str] = ("host",)
-    rivals: Sequence[str] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     segment: int = 0
-    note: str = ""
+
+    @property
+    def trainings(self) -> int:
+        """How many results a run makes."""
+        return self.seeds * len(self.methods) * max(1, len(self.variants))
 
     def configs(self) -> dict[str, VisionConfig]:
         """The settings of the first seed of every variant; one without a name where there are none."""
@@ -82,42 +70,28 @@ def experiments(folder: Path = FOLDER) -> dict[str, Experiment]:
     return built(Experiment, declared(path)["experiment"], path)
 
 
-def source_of(experiment: Experiment, data_folder: Path | None) -> str:
-    """The images an experiment reads.
-
-    Raises:
-        DataError: they are in no package, and the data folder was not given or does not hold them.
-    """
-    if experiment.data in catalogue.CATALOGUE:
-        return experiment.data
-    path = (data_folder or Path()) / experiment.data
-    if data_folder is None or not path.exists():
-        raise DataError(f"{experiment.name} needs {experiment.data}: name the folder it is in by --data-folder")
-    return str(path)
-
-
 def run(
-    experiment: Experiment, work: Path, data_folder: Path | None, notify: vision_steps.Notify, folder: Path = FOLDER
+    experiment: Experiment, work: Path, data_folder: Path | None, jobs: int, notify: cells.Notify, folder: Path = FOLDER
 ) -> bool:
     """Run ``experiment`` unless its result is up to date; whether it was run."""
-    space = VisionWorkspace(work / experiment.workspace)
+    space = Workspace(work / experiment.workspace)
     if not space.prepared.exists():
         options = dict(experiment.prepare)
         streams = options.pop("streams", None)
         lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (streams or {}).items()}
         made = None if streams is None else vision_steps.Streams(**lists)
-        vision_steps.prepare(source_of(experiment, data_folder), space, streams=made, **options)
-    data = space.data()
+        source = experiment.source(catalogue.CATALOGUE, experiment.data, data_folder)
+        vision_steps.prepare(source, space, streams=made, **options)
+    data = space.data(VISION)
     configs = experiment.configs()
     key = _key(experiment, data, configs)
     path = folder / f"{experiment.name}.json"
-    if path.exists() and read_json(path)["key"] == key:
+    if experiment.is_done(path, key):
         return False
     results, comparisons = {}, []
     for name, config in configs.items():
-        comparison = vision_steps.evaluate(
-            config, space, methods=experiment.methods, seeds=experiment.seeds, notify=notify
-        )
+        asked = {"methods": experiment.methods, "seeds": experiment.seeds, "jobs": jobs, "notify": notify}
+        [comparison] = evaluate(VISION, config, space, **asked)
         comparisons.append(comparison)
         results[name] = {
             **comparison.as_dict(),
@@ -202,7 +176,7 @@ def render(folder: Path = FOLDER) -> str:
 
 _HEAD = """# Vision: results
 
-Every table is rendered from a result file in `docs/evidence/` by `persona vision evidence`, which runs what is missing or has
+Every table is rendered from a result file in `docs/evidence/` by `python -m benchmarks.evidence vision`, which runs what is missing or has
 changed (`docs/evidence/vision.toml` holds all settings). A single one: the command below its heading. Numbers are means over test
 devices, averaged over seeds; brackets are 95 % percentile bootstrap intervals over devices, whose differences are averaged over
 seeds first. All methods of a table classify the same windows of the same devices in stream order; no test device is in training,
@@ -223,7 +197,7 @@ def _section(experiment: Experiment, result: Mapping[str, Any]) -> str:
         "",
         f"Goal: {experiment.goal}",
         "",
-        f"    persona vision evidence {experiment.name}{option}",
+        f"    python -m benchmarks.evidence vision {experiment.name}{option}",
         "",
         f"{experiment.data}: {data['images']:,} images, {data['devices']:,} devices, {data['classes']} classes; "
         f"{first['seeds']} seeds. Settings: {chosen}.",

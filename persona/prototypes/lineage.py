@@ -69,8 +69,8 @@ class Lineage:
 
         lineage = Lineage(work / "prototypes", host_digest)
         lineage.save(partition.bank, partition.statistics)
-        lineage.save(refinement.bank, window, refinement.report())
-        lineage.restore(partition.bank.version)
+        lineage.save(refinement.bank, window, refinement.report(), serve=False)
+        lineage.restore(refinement.bank.version)  # once it has been compared
     """
 
     def __init__(self, root: Path, host: str) -> None:
@@ -88,7 +88,12 @@ class Lineage:
         return version
 
     def save(
-        self, bank: PrototypeBank, statistics: UserStatistics | None = None, report: Mapping[str, Any] | None = None
+        self,
+        bank: PrototypeBank,
+        statistics: UserStatistics | None = None,
+        report: Mapping[str, Any] | None = None,
+        *,
+        serve: bool = True,
     ) -> str:
         """Store a version and make it the head.
 
@@ -96,12 +101,14 @@ class Lineage:
             bank: the version; its parent, if it has one, must be here.
             statistics: per user, of the contexts that made it.
             report: JSON values to be shown in the history.
+            serve: whether it is the head; one that has yet to be compared is not, until ``restore`` serves it.
 
         Raises:
             MismatchError: the bank belongs to another host, or its parent is not in this lineage.
         """
         self._write(bank, statistics, report or {}, datetime.now(UTC).isoformat(timespec="microseconds"))
-        self._point(bank.version)
+        if serve:
+            self._point(bank.version)
         return bank.version
 
     def load(self, version: str | None = None) -> PrototypeBank:

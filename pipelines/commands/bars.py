@@ -43,6 +43,8 @@ def methods(advance: console.Advance, monitor: str) -> Notify:
         if metrics is None:
             advance(note=f"{cell}: {training} done")
         else:
-            advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}, {monitor} {metrics[monitor]:.4f}")
+            # Where the whole catalogue is ranked another metric selects epochs.
+            shown = f", {monitor} {metrics[monitor]:.4f}" if monitor in metrics else ""
+            advance(0, f"{cell}: {training}, epoch {metrics['epoch']:.0f}{shown}")
 
     return show

@@ -58,10 +58,10 @@ def _bundle_folder(model: str) -> Path:
     if not model.startswith(("models:", "runs:")):
         return Path(model)
     from pipelines import tracking
-    from pipelines.steps import recsys as recsys_steps
     from pipelines.tracking import registry
+    from recsys.task import RECSYS
 
-    tracking.connect(recsys_steps.EXPERIMENT)
+    tracking.connect(RECSYS.name)
     return registry.download(model)
 
 
@@ -80,11 +80,12 @@ def _export_recsys(folder: Path, out: Path, form: str, policy_data: Path | None,
     from pipelines.steps.workspace import Workspace
     from recsys.device.export import export_recommender, fit_request_policy
     from recsys.serving.recommender import Recommender
+    from recsys.task import RECSYS
 
     recommender = Recommender.load(folder)
     policy = None
     if policy_data is not None:
-        policy = fit_request_policy(recommender, Workspace(policy_data).data(), rate)
+        policy = fit_request_policy(recommender, Workspace(policy_data).data(RECSYS), rate)
     export_recommender(recommender, out, form=form, policy=policy)
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from recsys.config import RecsysConfig
+WORK_HELP = "Folder that the steps share: data, checkpoints, results, prototypes, bundle."
 
+WorkOption = Annotated[Path, typer.Option("--work", help=WORK_HELP)]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated methods; all by default. The host and simple rivals are always among them.")
+]
+Model = Annotated[str, typer.Option(help="A bundle folder or a registered model; the workspace's by default.")]
 MaxMissed = Annotated[
     float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
 ]
@@ -21,11 +30,15 @@ MAX_MISSED = 0.002
 SECTION = "Settings (kept from step to step in the workspace)"
 
 
-def with_settings(command: Callable[..., Any], record: type[Any] = RecsysConfig) -> Callable[..., Any]:
+def with_settings(
+    command: Callable[..., Any], record: type[Any], fixed: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """Give ``command(given, ...)`` one option for every setting of ``record``, a dataclass that describes its attributes.
 
-    The options that were used arrive in the dictionary ``given``; the rest are ``None`` in it.
+    The options that were used arrive in the dictionary ``given``; the rest are ``None`` in it. Parameters that are ``fixed`` are
+    no options.
     """
+    fixed = fixed or {}
     described = _descriptions(record)
     types = get_type_hints(record)
     names = [f.name for f in fields(record)]
@@ -43,10 +56,11 @@ def with_settings(command: Callable[..., Any], record: type[Any] = RecsysConfig)
     @functools.wraps(command)
     def wrapped(**values: Any) -> Any:
         given = {name: values.pop(name) for name in names}
-        return command(given=given, **values)
+        return command(given=given, **fixed, **values)
 
     own = inspect.signature(command, eval_str=True)
-    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "given"]
+    left = {"given", *fixed}
+    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name not in left]
     wrapped.__signature__ = own.replace(parameters=[*kept, *settings])  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *settings]}
     del wrapped.__wrapped__

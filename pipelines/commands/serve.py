@@ -62,8 +62,7 @@ def serve(
         api_keys=() if api_keys is None else read_api_keys(api_keys),
     )
     source = source_of(model)
-    service = Service(task_of(source, IndexConfig(index, probes)), source, config)
-    return run(service, host, port)
+    return run(Service(task_of(source, IndexConfig(index, probes)), source, config), host, port)
 
 
 def register(app: typer.Typer) -> None:

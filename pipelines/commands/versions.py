@@ -35,14 +35,14 @@ def compare(
     rose and fell, and answers before and after. Kept in MLflow as a run of the experiment "comparisons", with one HTML page.
     """
     from pipelines import tracking
-    from pipelines.versions import comparing, comparison_log, comparison_text, pages
+    from pipelines.versions import comparing, comparison_log, pages
 
     out = console.Output(as_json)
     client = tracking.client()
     before, after = comparing.sides(client, a, b)
     difference = comparing.compare(before, after)
     kind = after.snapshot.kind if after.snapshot else "unit"
-    comparison_text.show(difference, kind, out)
+    comparison_log.show(difference, kind, out)
     run_id = comparison_log.log(client, before, after, difference)
     if page is not None:
         page.write_text(pages.comparison(difference, kind), encoding="utf-8")

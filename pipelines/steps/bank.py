@@ -1,36 +1,29 @@
-"""The steps around a recommender's prototypes: fit a bank, refine it with new events; every version is registered.
+"""The steps around a bank of any task: fit one, refine it with what units showed; every version is registered.
 
-    edit -> prototypes -> release -> (new events) -> refine -> release
+    edit -> prototypes -> release -> (new contexts) -> refine -> release
 
-Versions are kept in the workspace, one lineage a host (``persona.prototypes.Lineage``); ``release`` packs the head.
+Versions are kept in the workspace, one lineage a host (``persona.prototypes.Lineage``); ``release`` packs the head. A refined
+version is compared first, on data that no report uses, and becomes the head last: a step that is killed leaves the head as it was.
+
+Shapes: n examples, L layers, d code width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from torch import Tensor
 
 from persona.bootstrap import SeedsInterval
-from persona.comparison import Measured, metric_name
-from persona.errors import ConfigError
-from persona.prototypes import (
-    BankConfig,
-    FittedBank,
-    HeadMetric,
-    Notify,
-    PrototypeBank,
-    RefineConfig,
-    Refinement,
-    Server,
-)
+from persona.comparison import REFERENCE, Measured, metric_name
+from persona.prototypes import HeadMetric, Lineage, PrototypeBank, RefineConfig, Refinement, UserStatistics
 from persona.prototypes import refine as refine_bank
+from persona.task import ALONE, SERVED, FittedBank, Notify, OnEpoch, Release, Task
 from pipelines import tracking
-from pipelines.steps.collecting import new_events, of_files, of_window
-from pipelines.steps.recsys import EXPERIMENT, OnEpoch, load_recommender
+from pipelines.steps import bank_text
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking import bank_figures
 from pipelines.tracking.banks import (
@@ -43,21 +36,14 @@ from pipelines.tracking.banks import (
     sample_edits,
 )
 from pipelines.tracking.registry import Registered
-from pipelines.versions import recsys_snapshots, snapshots
-from recsys.config import RecsysConfig
-from recsys.data.windows import Window
-from recsys.evaluation import Evaluated, Evaluation
-from recsys.methods import Problem, train_configured
-from recsys.personalised import Personalised
-from recsys.prototypes import evaluate_levels, fit_bank
-from recsys.serving.recommender import Recommender
+from pipelines.versions import snapshots
 
-MODEL = "persona-recsys-prototypes"
-# Levels at which versions of a bank differ.
-SERVED = ("prototype", "basis")
-COMPARED = ("uauc", "ndcg_10", "hr_10")
-# Rows on which two versions are compared after a window, at most.
-COMPARED_ROWS = 20_000
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Changes = Mapping[str, SeedsInterval]
+# What a task shows of a first bank besides: (problem, release, fitted) -> figures by name.
+Figures = Callable[[Any, Any, FittedBank], Mapping[str, "Figure"]]
 
 
 @dataclass(frozen=True)
@@ -85,287 +71,229 @@ class Banked:
     served: bool = True
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Contexts that a refinement rests on, summed up.
+
+    Attributes:
+        statistics: of all of them.
+        window: counts and limits, as JSON values.
+        codes: (n, L, d) examples.
+        names: (n,) whose they are.
+        digest: of where they come from.
+    """
+
+    statistics: UserStatistics
+    window: dict[str, Any]
+    codes: Tensor
+    names: list[str]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A version against others.
+
+    Attributes:
+        changes: differences with intervals, by names such as ``window/uauc_vs_parent``.
+        summary: what it achieves, by whole names.
+    """
+
+    changes: Changes = field(default_factory=dict)
+    summary: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All numbers."""
+        return {**self.summary, **as_metrics(self.changes)}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Differences with their intervals, as text."""
+        return {name: str(change.interval) for name, change in self.changes.items()}
+
+    def behind(self, metrics: Sequence[str]) -> bool:
+        """Whether any of the metrics is surely below the parent's."""
+        ends = tuple(f"/{metric}_vs_parent" for metric in metrics)
+        return any(c.interval.high < 0 for name, c in self.changes.items() if name.endswith(ends))
+
+
 def prototypes(
-    config: RecsysConfig,
+    task: Task,
+    config: Any,
     work: Workspace,
-    settings: BankConfig | None = None,
+    settings: Any = None,
     on_epoch: OnEpoch | None = None,
     notify: Notify = lambda note: None,
+    figures: Figures = lambda problem, release, fitted: {},
 ) -> list[Banked]:
-    """Fit a bank on the training contexts of the editor, specialise its prototypes where that helps, and register it.
+    """Fit a bank on what the editor read in training, and register it.
 
     Returns:
         The first version, and the specialised one where any prototype was better for it.
     """
-    settings = settings or BankConfig()
-    tracking.connect(EXPERIMENT)
+    tracking.connect(task.name)
     with tracking.run("prototypes", tags={"step": "prototypes"}):
+        problem = task.problem(work.data(task), config, folder=work.cells, on_epoch=on_epoch)
+        settings = settings or task.bank_config(problem)
         tracking.log_params(config.as_dict() | {f"bank.{name}": value for name, value in asdict(settings).items()})
-        data = work.data()
-        problem = Problem(data, config, folder=work.cells, on_epoch=on_epoch)
-        model = train_configured(problem)[1].scorer
-        assert isinstance(model, Personalised)
-        fitted = fit_bank(problem, model, settings, notify)
-        tracking.log_metrics_batch({f"validation/{config.monitor}_{level}": v for level, v in fitted.levels.items()})
-        if fitted.choice is not None:
-            figure = bank_figures.choice_of_k(fitted.choice, config.monitor, fitted.levels)
-            tracking.log_figure(figure, "figures/choice_of_k.png")
-        report = _fit_report(fitted)
-        tracking.log_json(report, "prototypes.json")
+        model = task.model(task.train_configured(problem)[1])
+        fitted = task.fit_bank(problem, model, settings, notify)
+        report = bank_text.fit_report(task, fitted)
+        _log_fitted(config.monitor, fitted, report)
+        base = task.release(problem, model, {"settings": config.as_dict()})
         lineage = work.lineage(fitted.bank.host)
         first = fitted.partition.bank
-        made = []
-        parent: Recommender | None = None
+        made: list[Banked] = []
+        parent: PrototypeBank | None = None
         for bank in [first] if fitted.bank.version == first.version else [first, fitted.bank]:
             notify(f"version {bank.version[:8]}")
             lineage.save(bank, fitted.partition.statistics if bank is first else None, report)
-            recommender = Recommender(model, data.item_ids.to_list(), _titles(work), bank=bank)
-            with problem.reporting():
-                made.append(_register_fitted(recommender, parent, problem, fitted, report))
-            parent = recommender
+            made.append(_register_fitted(task, problem, task.with_bank(base, bank), parent, fitted, report, figures))
+            parent = bank
     work.remember(config)
     return made
 
 
 def refine(
-    work: Workspace,
+    task: Task,
+    parent: Release,
+    lineage: Lineage,
+    seen: Seen,
+    limits: RefineConfig,
     *,
-    source: str = "",
-    columns: Mapping[str, str | None] | None = None,
-    window: tuple[str, str] | None = None,
-    days: float = 0.0,
-    statistics: Sequence[Path] = (),
-    limits: RefineConfig | None = None,
+    decide: Callable[[Any], Compared] | None,
+    report: Callable[[Any], Compared],
+    where: str,
 ) -> Banked:
-    """Refine the bank at the head of the lineage with the edits of new events: no labels, no gradients.
+    """A new version of the bank from what units showed; no label, no gradient. In the active run.
 
-    The new version is compared with its parent on the new events; one that is behind, with its interval below zero, is kept
-    in the lineage and registered, but is no candidate, and its parent goes on being served. Where workers collected the
-    ``statistics``, the events need not be given; if they are, they only serve to compare.
+    The new version is compared with its parent; one that is behind, with its interval below zero, is kept in the lineage and
+    registered, but is no candidate, and its parent goes on being served.
 
     Args:
-        work: with a released bundle.
-        source: log of new events, or
-        columns: of this log; those of the prepared log by default.
-        window: start and end of a window of the prepared log, or
-        days: the last days of the prepared log.
-        statistics: files that ``collect`` wrote with the bank at the head, or folders with them.
+        task: what is personalised.
+        parent: the model with the bank at the head of the ``lineage``.
+        lineage: of the model's host.
+        seen: contexts that the refinement rests on.
         limits: how far prototypes may move.
-
-    Raises:
-        ConfigError: not exactly one of source, window and days is given, or there is no bank of the bundle yet.
-        MismatchError: statistics were collected with another version of the bank.
+        decide: the child against its parent, on data that may decide; ``None`` where there is none, and the child is served.
+        report: the child on the test part, called when everything is decided; logs its snapshot.
+        where: what decides, in words.
     """
-    limits = limits or RefineConfig()
-    recommender = load_recommender(work.bundle)
-    editor = recommender.model.editor
-    if editor is None:
-        raise ConfigError(f"{work.bundle} is a host without an editor, which has no prototypes to refine")
-    lineage = work.lineage(recommender.host_digest)
-    if not lineage.head:
-        raise ConfigError(f"{lineage.root} has no bank of the released bundle: run `persona recsys prototypes` first")
-    bank, metric = lineage.load(), HeadMetric(editor)
-    bank.check(metric)
-    merged = of_files(statistics, bank) if statistics else None
-    found = None
-    if merged is None or source or window is not None or days:
-        found = new_events(work, recommender.item_ids, source=source, columns=columns, window=window, days=days)
-    tracking.connect(EXPERIMENT)
-    with tracking.run("refine", tags={"step": "refine"}):
-        if merged is None:
-            assert found is not None
-            merged = of_window(recommender, bank, found)
-        tracking.log_params({f"refine.{name}": value for name, value in asdict(limits).items()} | merged.window)
-        refinement = refine_bank(bank, metric, merged.statistics, limits)
-        report = refinement.report() | {"window": merged.window, "compared": found is not None}
-        lineage.save(refinement.bank, merged.statistics, report)
-        parent, child = (
-            Recommender(recommender.model, recommender.item_ids, recommender.titles, recommender.info, version)
-            for version in (bank, refinement.bank)
-        )
-        changes, summary = ({}, {}) if found is None else _on_window(found, parent, child)
-        served = not any(_behind(changes, f"window/{metric}_vs_parent") for metric in ("uauc", "ndcg_10"))
-        if not served:
-            lineage.restore(bank.version)
-        tracking.log_json(report | {"changes": {k: v.as_dict() for k, v in changes.items()}}, "refinement.json")
-        _log_snapshot(work, child)
-        version = BankVersion(
-            refinement.bank,
-            _server(child),
-            _refined_text(refinement, merged.window, changes, served),
-            bank_metrics(refinement.bank, refinement) | summary | as_metrics(changes),
-            refinement_tags(refinement.bank, refinement)
-            | {"data_digest": merged.digest, "served": str(served)}
-            | _as_tags(changes),
-            sample_edits(_server(child), merged.codes, merged.names),
-            {
-                "prototype_map": bank_figures.prototype_map(_server(child), merged.codes),
-                "movement": bank_figures.movement(refinement.movement, _layers(bank)),
-                "assignment_flow": bank_figures.assignment_flow(refinement.flow, refinement.bank.origin.tolist()),
-            },
-        )
-        tracking.log_metrics_batch(version.metrics)
-        registered = register_bank(MODEL, version, candidate=served)
+    bank = parent.bank
+    assert bank is not None
+    refinement = refine_bank(bank, HeadMetric(parent.model.editor), seen.statistics, limits)
+    new, child = refinement.bank, task.with_bank(parent, refinement.bank)
+    told = refinement.report() | {"window": seen.window, "compared": decide is not None}
+    lineage.save(new, seen.statistics, told, serve=False)
+    decided = Compared() if decide is None else decide(child)
+    served = not decided.behind(task.deciding)
+    reported = report(child)
+    changes = {**decided.changes, **reported.changes}
+    tracking.log_json(told | {"changes": {k: v.as_dict() for k, v in changes.items()}}, "refinement.json")
+    version = _refined(task, child, refinement, seen, decided, where, served)
+    version = replace(version, metrics={**version.metrics, **reported.metrics})
+    tracking.log_metrics_batch(version.metrics)
+    registered = register_bank(task.banks, version, candidate=served)
+    if served:
+        lineage.restore(new.version)
+    return Banked(new.version, bank.version, "refine", len(new), registered, dict(version.metrics), told, served)
+
+
+def _refined(
+    task: Task, child: Any, refinement: Refinement, seen: Seen, decided: Compared, where: str, served: bool
+) -> BankVersion:
+    """What is registered of a refined version, yet without what is reported."""
     new = refinement.bank
-    return Banked(new.version, bank.version, "refine", len(new), registered, dict(version.metrics), report, served)
+    tags = {**refinement_tags(new, refinement), "data_digest": seen.digest, "served": str(served), **decided.tags}
+    return BankVersion(
+        new,
+        child.server,
+        bank_text.refined(task, refinement, seen.window, decided.changes, where, served),
+        bank_metrics(new, refinement) | decided.metrics,
+        tags,
+        sample_edits(child.server, seen.codes, seen.names, task.unit),
+        {
+            "prototype_map": bank_figures.prototype_map(child.server, seen.codes),
+            "movement": bank_figures.movement(refinement.movement, [spec.name for spec in new.prototypes.specs]),
+            "assignment_flow": bank_figures.assignment_flow(refinement.flow, new.origin.tolist(), task.unit),
+        },
+    )
+
+
+def compared(
+    task: Task, measured: Mapping[str, Measured], parent: Measured | None, names: Mapping[str, str]
+) -> Compared:
+    """Prototypes alone against the host, and against the parent's; and what the version achieves.
+
+    Args:
+        task: whose metrics are compared.
+        measured: the version by level, the host among them.
+        parent: the parent's prototypes alone.
+        names: of the levels that are told, prototypes alone among them: how the names of their metrics begin.
+    """
+    others = {REFERENCE: measured[REFERENCE]} | ({} if parent is None else {"parent": parent})
+    changes: dict[str, SeedsInterval] = {}
+    for name, other in others.items():
+        changes |= deltas(measured[ALONE], replace(other, method=name), names[ALONE], task.compared)
+    summary = {metric_name(names[level], m): v for level in names for m, v in measured[level].summary.items()}
+    return Compared(changes, summary)
+
+
+def on_test(task: Task, problem: Any, release: Any, parent: PrototypeBank | None) -> Compared:
+    """A version on the test part, against host and parent; its snapshot is logged.
+
+    This is the only place of these steps that reads the test part: whatever calls it has decided before.
+    """
+    protocol = problem.config.protocol
+    with problem.reporting():
+        measured = task.levels(problem, problem.test, release.model, release.bank, (REFERENCE, *SERVED))
+        old = None if parent is None else task.levels(problem, problem.test, release.model, parent, (ALONE,))[ALONE]
+        levels = {level: measured[level] for level in SERVED}
+        snapshots.log(snapshots.of_release(task, problem, levels, release, ALONE))
+    return compared(task, measured, old, {level: f"{protocol} {level}" for level in SERVED})
 
 
 def _register_fitted(
-    recommender: Recommender, parent: Recommender | None, problem: Problem, fitted: FittedBank, report: dict[str, Any]
+    task: Task,
+    problem: Any,
+    release: Any,
+    parent: PrototypeBank | None,
+    fitted: FittedBank,
+    report: dict[str, Any],
+    figures: Figures,
 ) -> Banked:
-    """Measure a fitted version on the test rows, and register it in a run of its own."""
-    bank, protocol = recommender.bank, problem.config.protocol
-    assert bank is not None
-    kind = str(bank.metadata["kind"])
-    with tracking.run(f"bank {kind}", tags={"kind": kind}):
-        measured = evaluate_levels(problem.test, recommender.model, bank, ("host", *SERVED))
-        changes = _changes(problem.test, recommender, parent, measured, protocol)
-        named = {level: measured[level] for level in SERVED}
-        summary = {metric_name(f"{protocol} {k}", m): v for k, e in named.items() for m, v in e.summary.items()}
-        snapshots.log(recsys_snapshots.taken(problem.test, named, recommender, protocol=protocol, level="prototype"))
+    """Measure a fitted version on the test part, and register it."""
+    bank, kind = release.bank, str(release.bank.metadata["kind"])
+    with _run_of(task, kind):
+        found = on_test(task, problem, release, parent)
+        tried = () if fitted.choice is None else fitted.choice.candidates
         version = BankVersion(
             bank,
-            _server(recommender),
-            _fitted_text(bank, fitted, changes, protocol),
-            bank_metrics(bank) | summary | as_metrics(changes),
-            {"data_digest": problem.data.digest, "chosen": report["chosen"], "served": "True"} | _as_tags(changes),
-            sample_edits(_server(recommender), fitted.codes, fitted.users),
-            {"prototype_map": bank_figures.prototype_map(_server(recommender), fitted.codes)},
+            release.server,
+            bank_text.fitted(task, bank, fitted, found.changes, problem.config.protocol),
+            bank_metrics(bank) | {f"{problem.config.monitor}_k{c.k}": c.score for c in tried} | found.metrics,
+            {"data_digest": problem.data.digest, "chosen": report["chosen"], "served": "True", **found.tags},
+            sample_edits(release.server, fitted.codes, fitted.users, task.unit),
+            {
+                "prototype_map": bank_figures.prototype_map(release.server, fitted.codes),
+                **figures(problem, release, fitted),
+            },
         )
         tracking.log_metrics_batch(version.metrics)
-        registered = register_bank(MODEL, version)
+        registered = register_bank(task.banks, version)
     return Banked(bank.version, bank.parent, kind, len(bank), registered, dict(version.metrics), report)
 
 
-def _changes(
-    evaluation: Evaluation,
-    child: Recommender,
-    parent: Recommender | None,
-    measured: Mapping[str, Evaluated],
-    prefix: str,
-) -> dict[str, SeedsInterval]:
-    """Differences of prototypes alone to the host and to the parent's prototypes."""
-    new = _measured("prototype", measured["prototype"])
-    found = deltas(new, _measured("host", measured["host"]), f"{prefix} prototype", COMPARED)
-    if parent is not None and parent.bank is not None:
-        old = evaluate_levels(evaluation, parent.model, parent.bank, ("prototype",))["prototype"]
-        found |= deltas(new, _measured("parent", old), f"{prefix} prototype", COMPARED)
-    return found
+def _run_of(task: Task, kind: str) -> AbstractContextManager[Any]:
+    return tracking.run(f"bank {kind}", tags={"kind": kind}) if task.versions_apart else nullcontext()
 
 
-def _on_window(
-    window: Window, parent: Recommender, child: Recommender
-) -> tuple[dict[str, SeedsInterval], dict[str, float]]:
-    """Child against parent and host on the new events, prototypes alone; and what the child reaches there."""
-    rows = window.targets()
-    if len(np.unique(window.data.user_of(rows))) < 2:
-        return {}, {}
-    settings = child.info.get("settings", {})
-    evaluation = Evaluation(
-        window.data,
-        rows,
-        max_length=child.model.host.config.max_length,
-        full=settings.get("protocol") == "full",
-        seed=settings.get("seed", 0),
-        limit=COMPARED_ROWS,
-    )
-    assert child.bank is not None
-    measured = evaluate_levels(evaluation, child.model, child.bank, ("host", "prototype"))
-    changes = _changes(evaluation, child, parent, measured, "window")
-    summary = {f"window/{name}": v for name, v in measured["prototype"].summary.items()}
-    return {name.replace("window prototype", "window"): v for name, v in changes.items()}, summary
-
-
-def _log_snapshot(work: Workspace, recommender: Recommender) -> None:
-    """The version on the test rows that the bundle was released with, so that any two versions can be compared."""
-    settings = recommender.info.get("settings")
-    if settings is None or not work.prepared.exists():
-        return
-    data = work.data()
-    if data.digest != recommender.info.get("data_digest"):
-        return
-    config = RecsysConfig.from_dict(settings)
-    problem = Problem(data, config)
-    with problem.reporting():
-        evaluation = problem.test
-    assert recommender.bank is not None
-    measured = evaluate_levels(evaluation, recommender.model, recommender.bank, SERVED)
-    taken = recsys_snapshots.taken(evaluation, measured, recommender, protocol=config.protocol, level="prototype")
-    snapshots.log(taken)
-
-
-def _measured(name: str, found: Evaluated) -> Measured:
-    return Measured(name, found.summary, found.per_user, found.users)
-
-
-def _behind(changes: Mapping[str, SeedsInterval], name: str) -> bool:
-    return name in changes and changes[name].interval.high < 0
-
-
-def _as_tags(changes: Mapping[str, SeedsInterval]) -> dict[str, str]:
-    """Differences with their intervals, as text."""
-    return {name: str(change.interval) for name, change in changes.items()}
-
-
-def _server(recommender: Recommender) -> Server:
-    assert recommender.server is not None
-    return recommender.server
-
-
-def _titles(work: Workspace) -> Sequence[str | None] | None:
-    titles = work.data().titles
-    return None if titles is None else titles.to_list()
-
-
-def _layers(bank: PrototypeBank) -> list[str]:
-    return [spec.name for spec in bank.prototypes.specs]
-
-
-def _fit_report(fitted: FittedBank) -> dict[str, Any]:
-    return {
-        "k": len(fitted.bank),
-        "chosen": "validation and stability" if fitted.choice is not None else "given",
-        "choice": None if fitted.choice is None else fitted.choice.as_dict(),
-        "levels": fitted.levels,
-        "contexts": len(fitted.codes),
-        "converged": fitted.partition.converged,
-        "specialised": None if fitted.specialised is None else fitted.specialised.report(),
-        "specialised_kept": fitted.bank.version != fitted.partition.bank.version,
-    }
-
-
-def _fitted_text(bank: PrototypeBank, fitted: FittedBank, changes: Mapping[str, SeedsInterval], protocol: str) -> str:
-    """The description of a fitted version, for people."""
-    if bank.parent:
-        trained = ", ".join(map(str, bank.metadata.get("trained", ())))
-        start = f"Prototypes {trained} of {bank.parent[:12]} were trained on their members, as validation favoured it."
-    else:
-        start = f"{len(bank)} prototypes, fitted on {len(fitted.codes):,} training contexts."
-    lines = [start, *_change_lines(changes, f"under protocol {protocol}")]
-    return "\n\n".join(lines)
-
-
-def _refined_text(
-    refinement: Refinement, described: Mapping[str, Any], changes: Mapping[str, SeedsInterval], served: bool
-) -> str:
-    """The description of a refined version, for people."""
-    lines = [
-        f"Refined from {refinement.bank.parent[:12]} with {int(refinement.contexts.sum()):,} contexts of "
-        f"{described['users']:,} users, {described['from']} to {described['to']}: no labels, no gradients.",
-        f"{len(refinement.bank)} prototypes; {len(refinement.moved):,} users changed prototype; the largest movement of a "
-        f"layer is {float(refinement.movement.max()):.4g}; {len(refinement.split)} split, {len(refinement.retired)} retired, "
-        f"{len(refinement.held)} held for want of users.",
-        *_change_lines(changes, "on the new events"),
-    ]
-    if not served:
-        lines.append("Behind its parent on these events, so the parent goes on being served.")
-    return "\n\n".join(lines)
-
-
-def _change_lines(changes: Mapping[str, SeedsInterval], where: str) -> list[str]:
-    """One line a difference, in words."""
-    lines = []
-    for name, change in changes.items():
-        metric, _, other = name.rpartition("/")[2].partition("_vs_")
-        lines.append(f"Prototypes alone against the {other} {where}, {metric}: {change.interval}")
-    return lines
+def _log_fitted(monitor: str, fitted: FittedBank, report: dict[str, Any]) -> None:
+    """What decided about a first bank, in the active run."""
+    tracking.log_metrics_batch({f"validation/{monitor}_{level}": v for level, v in fitted.levels.items()})
+    if fitted.choice is not None and fitted.levels:
+        figure = bank_figures.choice_of_k(fitted.choice, monitor, fitted.levels)
+        tracking.log_figure(figure, "figures/choice_of_k.png")
+    tracking.log_json(report, "prototypes.json")

@@ -16,8 +16,7 @@ from typing import Any
 
 from persona import runtime
 from persona.comparison import Measured
-from pipelines.steps.workspace import under_protocol
-from recsys.config import RecsysConfig
+from persona.task import Task, found_at
 
 POLL_SECONDS = 0.5
 
@@ -27,9 +26,16 @@ Notify = Callable[[str, str, dict[str, float] | None], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """What one process works on."""
+    """What one process works on.
 
-    config: RecsysConfig
+    Attributes:
+        config: settings of one protocol, host and seed.
+        methods: to be measured.
+        prepared: where the data is.
+        folder: where trainings leave their checkpoints and results.
+    """
+
+    config: Any
     methods: tuple[str, ...]
     prepared: Path
     folder: Path
@@ -41,29 +47,35 @@ class Cell:
 
 
 def cells_of(
-    config: RecsysConfig, protocols: Sequence[str], seeds: int, methods: Sequence[str], prepared: Path, folder: Path
+    config: Any, protocols: Sequence[str], seeds: int, methods: Sequence[str], prepared: Path, folder: Path
 ) -> list[Cell]:
     """The cells of a comparison; seeds count up from the one of ``config``."""
     return [
-        Cell(replace(under_protocol(config, protocol), seed=config.seed + i), tuple(methods), prepared, folder)
+        Cell(replace(config.under_protocol(protocol), seed=config.seed + i), tuple(methods), prepared, folder)
         for protocol in protocols
         for i in range(seeds)
     ]
 
 
-def measure_cells(cells: Sequence[Cell], jobs: int, notify: Notify) -> list[dict[str, Measured]]:
+def measure_cells(task: Task, cells: Sequence[Cell], jobs: int, notify: Notify) -> list[dict[str, Measured]]:
     """Measure every method of every cell, ``jobs`` cells at a time.
+
+    Args:
+        task: of all cells.
+        cells: what to measure.
+        jobs: processes at the same time; a process finds its task again by name.
+        notify: called after each epoch and each method.
 
     Returns:
         For each cell, in order, its methods by name.
     """
     if jobs <= 1 or len(cells) <= 1:
-        return [_measure(cell, notify) for cell in cells]
+        return [_measure(task, cell, notify) for cell in cells]
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         notes = manager.Queue()
         with ProcessPoolExecutor(min(jobs, len(cells)), context, initializer=runtime.configure) as pool:
-            futures = [pool.submit(_measure_quietly, cell, notes) for cell in cells]
+            futures = [pool.submit(_measure_quietly, task.place, cell, notes) for cell in cells]
             try:
                 _relay(futures, notes, notify)
             except BaseException:
@@ -72,23 +84,20 @@ def measure_cells(cells: Sequence[Cell], jobs: int, notify: Notify) -> list[dict
             return [future.result() for future in futures]
 
 
-def _measure(cell: Cell, notify: Notify) -> dict[str, Measured]:
-    from recsys.data.sequences import SequenceData
-    from recsys.methods import Problem, measure
-
+def _measure(task: Task, cell: Cell, notify: Notify) -> dict[str, Measured]:
     def on_epoch(training: str, metrics: dict[str, float]) -> None:
         notify(cell.name, training, metrics)
 
-    problem = Problem(SequenceData.load(cell.prepared), cell.config, folder=cell.folder, on_epoch=on_epoch)
+    problem = task.problem(task.load(cell.prepared), cell.config, folder=cell.folder, on_epoch=on_epoch)
     measured = {}
     for method in cell.methods:
-        measured[method] = measure(problem, method)
+        measured[method] = task.measure(problem, method)
         notify(cell.name, method, None)
     return measured
 
 
-def _measure_quietly(cell: Cell, notes: Any) -> dict[str, Measured]:
-    return _measure(cell, lambda *note: notes.put(note))
+def _measure_quietly(place: str, cell: Cell, notes: Any) -> dict[str, Measured]:
+    return _measure(found_at(place), cell, lambda *note: notes.put(note))
 
 
 def _relay(futures: Sequence[Future[dict[str, Measured]]], notes: Any, notify: Notify) -> None:

@@ -28,6 +28,7 @@ from persona.prototypes import (
     save_statistics,
 )
 from persona.storage import digest_tensors
+from pipelines.steps.bank import Seen
 from pipelines.steps.recsys import load_recommender
 from pipelines.steps.workspace import Workspace
 from recsys.data import catalogue
@@ -35,6 +36,7 @@ from recsys.data.log import read_log
 from recsys.data.windows import Window, last_days, log_window, moment, prepared_window
 from recsys.prototypes import user_numbers
 from recsys.serving.recommender import Recommender
+from recsys.task import RECSYS
 
 # Contexts that go through the editor at once, and that figures and tables show examples of.
 BLOCK, EXAMPLES = 1 << 16, 5_000
@@ -63,25 +65,6 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Contexts of a window, summed up.
-
-    Attributes:
-        statistics: of all of them.
-        window: counts and limits, as JSON values.
-        codes: (n, L, d) examples.
-        names: (n,) whose they are: ids, or numbers where only files were read.
-        digest: of the events, or of how many contexts came to which prototype from whom.
-    """
-
-    statistics: UserStatistics
-    window: dict[str, Any]
-    codes: Tensor
-    names: list[str]
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -121,10 +104,10 @@ def new_events(
     if [bool(source), window is not None, days > 0].count(True) != 1:
         raise ConfigError("say which events are new: a log (--events), a window of the prepared log, or its last days")
     if not source:
-        data = work.data()
+        data = work.data(RECSYS)
         start, end = last_days(data, days) if window is None else (moment(window[0]), moment(window[1]))
         return prepared_window(data, item_ids, start, end)
-    before = work.data() if work.prepared.exists() else None
+    before = work.data(RECSYS) if work.prepared.exists() else None
     named = {role: column for role, column in (columns or {}).items() if column}
     if source in catalogue.CATALOGUE:
         return log_window(catalogue.load(source), item_ids, before)

@@ -1,13 +1,18 @@
-"""Methods side by side, as the step ``evaluate`` of any task keeps and logs them."""
+"""The step ``evaluate`` of any task: methods side by side, kept and logged."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from persona.bootstrap import SeedsInterval
-from persona.comparison import REFERENCE, Measured, Row, compare, differences
+from persona.comparison import REFERENCE, Measured, Row, compare, differences, with_host
+from persona.storage import write_json
+from persona.task import Task
 from pipelines import tracking
+from pipelines.steps import cells
+from pipelines.steps.workspace import Workspace
 from pipelines.tracking import figures
 
 
@@ -92,3 +97,50 @@ class Comparison:
         histories = {name: measured.history for name, measured in first.items() if measured.history}
         curves = figures.learning_curves(histories, self.settings["monitor"], self.protocol)
         tracking.log_figure(curves, f"figures/learning_curves_{self.protocol}.png")
+
+
+def evaluate(
+    task: Task,
+    config: Any,
+    work: Workspace,
+    *,
+    protocols: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    seeds: int = 1,
+    jobs: int = 1,
+    notify: cells.Notify = lambda cell, training, metrics: None,
+) -> list[Comparison]:
+    """Train and test methods on the same rows, and compare them with the host.
+
+    Args:
+        task: what is personalised.
+        config: settings; its protocol is used unless ``protocols`` are given.
+        work: where the data is and the results go.
+        protocols: one comparison each.
+        methods: all by default; the host and the task's rivals are always among them.
+        seeds: how many, counting up from the settings' seed.
+        jobs: cells worked on at the same time.
+        notify: called after each epoch and each method.
+    """
+    protocols = list(protocols) or [config.protocol]
+    chosen = with_host(methods, task.methods(), task.rivals)
+    todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
+    tracking.connect(task.name)
+    with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
+        tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
+        work.data(task)  # says what to do where there is none, before any process is started
+        measured = cells.measure_cells(task, todo, jobs, notify)
+        comparisons = []
+        for protocol in protocols:
+            found = Comparison.of_seeds(
+                [m for cell, m in zip(todo, measured, strict=True) if cell.config.protocol == protocol],
+                protocol=protocol,
+                settings=config.as_dict(),
+                unit=f"{task.unit}s",
+                headlines=task.headlines(protocol),
+            )
+            write_json(work.comparison(task, protocol), found.as_dict())
+            found.log()
+            comparisons.append(found)
+    work.remember(config)
+    return comparisons

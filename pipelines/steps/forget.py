@@ -24,6 +24,7 @@ from pipelines.steps.workspace import Workspace
 from pipelines.tracking import personal
 from recsys.data.ids import canonical_id
 from recsys.prototypes import user_numbers
+from recsys.task import RECSYS
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def forget(work: Workspace, user: str, statistics: Sequence[Path] = ()) -> Forgo
     Raises:
         DataError: nobody is known by this id, or nothing was prepared.
     """
-    data = work.data()
+    data = work.data(RECSYS)
     name = canonical_id(user)
     number = int(user_numbers([name])[0])
     index, rebuild = data.user_index.get(name), _trained(work)

@@ -10,7 +10,6 @@ from persona.comparison import metric_name
 from persona.errors import ConfigError
 from persona.storage import write_json
 from pipelines import tracking
-from pipelines.steps.recsys import EXPERIMENT
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking import replay_figures
 from recsys.config import RecsysConfig
@@ -20,6 +19,7 @@ from recsys.prototypes import fit_bank
 from recsys.replay import METRICS, ReplayConfig, report
 from recsys.replay import replay as replay_stream
 from recsys.replay.stream import OnWindow
+from recsys.task import RECSYS
 
 
 def replay(
@@ -46,10 +46,10 @@ def replay(
     """
     if config.protocol != "time":
         raise ConfigError(f"a replay follows time, but the protocol is {config.protocol!r}: give --protocol time")
-    tracking.connect(EXPERIMENT)
+    tracking.connect(RECSYS.name)
     with tracking.run(f"replay {stream.scenario}", tags={"step": "replay", "scenario": stream.scenario}):
         tracking.log_params({**config.as_dict(), "replay": asdict(stream)})
-        problem = Problem(work.data(), config, folder=work.cells)
+        problem = Problem(work.data(RECSYS), config, folder=work.cells)
         model = train_configured(problem)[1].scorer
         assert isinstance(model, Personalised)
         bank = fit_bank(problem, model, replace(problem.bank_config, k=prototypes)).bank

@@ -10,10 +10,10 @@ import numpy as np
 
 from persona.errors import ConfigError, DataError, nearest
 from pipelines import tracking
-from pipelines.steps.vision import EXPERIMENT
-from pipelines.steps.vision_workspace import VisionWorkspace
+from pipelines.steps.workspace import Workspace
 from pipelines.tracking import registry
 from vision.serving.classifier import Classification, Classifier
+from vision.task import VISION
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Answer:
 def classify(
     source: str | Path,
     *,
-    work: VisionWorkspace | None = None,
+    work: Workspace | None = None,
     device: str | None = None,
     images: Sequence[Path] | None = None,
     level: str = "edit",
@@ -55,7 +55,7 @@ def classify(
         return Answer([str(path) for path in kept], [], skipped, classifier.classify(pixels, level=level))
     if work is None:
         raise ConfigError("a device is looked up in a workspace: give --work, or --images instead")
-    data = work.data()
+    data = work.data(VISION)
     if device not in data.device_ids:
         raise DataError(f"no device {device!r} in {work.root}: {nearest(str(device), data.device_ids)}")
     own = data.positions_of(np.array([data.device_ids.index(device)]))[-classifier.context_images :]
@@ -77,6 +77,6 @@ def _files(given: Sequence[Path]) -> list[Path]:
 def load_classifier(source: str | Path) -> Classifier:
     """The classifier of a bundle folder or of a registered model's URI."""
     if str(source).startswith(("models:", "runs:")):
-        tracking.connect(EXPERIMENT)
+        tracking.connect(VISION.name)
         return Classifier.load(registry.download(str(source)))
     return Classifier.load(source)

@@ -1,74 +1,134 @@
-"""The folder the recommendation pipeline works in: what each step leaves there, and what the next one finds."""
+"""The folder that a pipeline works in, whatever its task: what each step leaves there, and what the next one finds."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.steps.workfolder import WorkFolder, chosen
-from recsys.config import RecsysConfig
-from recsys.data.sequences import SequenceData
+from persona.errors import ConfigError, DataError
+from persona.settings import Settings
+from persona.storage import read_json, write_json
+from persona.task import Task
 
-# What selects epochs where targets are ranked against the whole catalogue, unless something else is asked for; the metrics of
-# sampled negatives (None: not chosen, so the default, which is one of them) are not measured there.
-RANKING_MONITOR = "ndcg_10"
-SAMPLED_MONITORS = (None, "auc", "uauc")
+if TYPE_CHECKING:
+    from persona.prototypes import Lineage
+
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
-class Workspace(WorkFolder):
+class Workspace:
     """Places under ``root``.
 
     ::
 
-        prepared/                   the log as sequences
+        prepared/                   the data
         settings.json               the settings of the last step, taken up by the next one
-        cells/<host>-seed<s>-*/     trained hosts, editors and results of one protocol, host and seed
-        comparison-<protocol>.json  the comparison of methods
+        cells/<host>-seed<s>-*/     trained hosts, editors and results of one protocol, host and seed; features-* computed once
+        comparison-<protocol>.json  the comparison of methods; comparison.json where the task has one protocol
         prototypes/<host>/          all versions of the host's prototype bank
+        replay/                     what a classifier's bundle answered in the streams of the test devices
         bundle/                     what is registered and served
     """
 
-    def comparison(self, protocol: str) -> Path:
-        """Where ``evaluate`` leaves the comparison."""
-        return self.root / f"comparison-{protocol}.json"
+    root: Path
 
-    def data(self) -> SequenceData:
+    @property
+    def prepared(self) -> Path:
+        """Where ``prepare`` leaves the data."""
+        return self.root / "prepared"
+
+    @property
+    def cells(self) -> Path:
+        """Where trainings leave checkpoints and results."""
+        return self.root / "cells"
+
+    @property
+    def bundle(self) -> Path:
+        """Where ``release`` leaves the servable bundle."""
+        return self.root / "bundle"
+
+    @property
+    def prototypes(self) -> Path:
+        """Where ``prototypes`` and ``refine`` leave the versions of banks."""
+        return self.root / "prototypes"
+
+    @property
+    def replay(self) -> Path:
+        """Where ``replay`` leaves the answers, and what refinement reads of them."""
+        return self.root / "replay"
+
+    def comparison(self, task: Task, protocol: str) -> Path:
+        """Where ``evaluate`` leaves the comparison."""
+        return self.root / (f"comparison-{protocol}.json" if len(task.protocols) > 1 else "comparison.json")
+
+    def lineage(self, host: str) -> Lineage:
+        """All versions of the bank of a host, given by its digest; there may be none yet."""
+        from persona.prototypes import Lineage
+
+        return Lineage(self.prototypes / host[:12], host)
+
+    def data(self, task: Task) -> Any:
         """What ``prepare`` left.
 
         Raises:
             DataError: nothing was prepared here yet.
         """
-        self.has_data("recsys")
-        return SequenceData.load(self.prepared)
+        if not self.prepared.exists():
+            raise DataError(
+                f"nothing was prepared in {self.root}: run `persona {task.name} prepare --work {self.root}` first"
+            )
+        return task.load(self.prepared)
 
-    def settings(self, given: Mapping[str, Any], file: Path | None = None) -> RecsysConfig:
+    def settings(self, task: Task, given: Mapping[str, Any], file: Path | None = None) -> Any:
         """The settings of a step: those of the step before, changed by a file, changed by the options given.
 
         Args:
+            task: whose settings they are.
             given: options of the command line; ``None`` means not given.
             file: TOML with any of the settings.
 
         Raises:
             ConfigError: a setting is unknown or out of range, or the file cannot be read.
         """
-        new = chosen(given, file)
-        settings = RecsysConfig.own(self.remembered()) | new
-        if settings.get("protocol") == "full" and "monitor" not in new and settings.get("monitor") in SAMPLED_MONITORS:
-            settings["monitor"] = RANKING_MONITOR
-        return RecsysConfig.from_dict(settings)
+        return task.config.taken_up(self._remembered(), _chosen(given, file))
 
-    def taken_over(self, given: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
+    def taken_over(self, task: Task, given: Mapping[str, Any], file: Path | None = None) -> dict[str, Any]:
         """The settings other than the defaults that ``settings`` takes from the step before."""
-        new = chosen(given, file)
-        defaults = {f.name: f.default for f in fields(RecsysConfig) if f.default is not MISSING}
-        own = RecsysConfig.own(self.remembered())
+        new = _chosen(given, file)
+        defaults = {f.name: f.default for f in fields(task.config) if f.default is not MISSING}
+        own = task.config.own(self._remembered())
         return {k: v for k, v in own.items() if k not in new and v != defaults.get(k)}
 
+    def remember(self, config: Settings) -> None:
+        """Keep the settings for the next step."""
+        self.suggest(**config.as_dict())
 
-def under_protocol(config: RecsysConfig, protocol: str) -> RecsysConfig:
-    """The same settings under another protocol, with a monitor that it measures."""
-    ranks = protocol == "full" and config.monitor in SAMPLED_MONITORS
-    return replace(config, protocol=protocol, monitor=RANKING_MONITOR if ranks else config.monitor)
+    def suggest(self, **settings: Any) -> None:
+        """Let the next steps start from these settings."""
+        write_json(self.root / SETTINGS, settings)
+
+    def _remembered(self) -> dict[str, Any]:
+        """The settings of the step before; none before the first."""
+        path = self.root / SETTINGS
+        return dict(read_json(path)) if path.exists() else {}
+
+
+def _chosen(given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """Settings of a file, changed by the options that were given."""
+    return _read_toml(file) | {name: value for name, value in given.items() if value is not None}
+
+
+def _read_toml(file: Path | None) -> dict[str, Any]:
+    """The settings of a file, if one is given."""
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}): give the path of a TOML file") from error
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise ConfigError(f"{file} is not valid TOML ({error}): write one `name = value` a line") from error

@@ -8,6 +8,11 @@ from pipelines.tracking.runs import (
     command_line,
     commit_tags,
     connect,
+    note_failure,
+    process_name,
+    run,
+)
+from pipelines.tracking.values import (
     log_dataset,
     log_epochs,
     log_figure,
@@ -15,9 +20,6 @@ from pipelines.tracking.runs import (
     log_metrics_batch,
     log_params,
     log_table,
-    note_failure,
-    process_name,
-    run,
 )
 
 __all__ = [

@@ -6,20 +6,16 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona.errors import DataError
 
-if TYPE_CHECKING:  # a service downloads bundles without torch
-    from recsys.serving.recommender import Recommender
+if TYPE_CHECKING:
+    from persona.task import Interface, Task
 
-MODEL = "persona-recsys"
 CANDIDATE = "candidate"
-EXAMPLE_LENGTH = 5
-# What a server of the model needs besides fbgemm; the code itself travels with it.
-REQUIREMENTS = ("torch", "torchrec", "onnxruntime", "safetensors", "polars", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -31,27 +27,38 @@ class Registered:
     uri: str
 
 
-def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metrics: dict[str, float]) -> Registered:
-    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate."""
+def register(
+    task: Task, bundle: Path, release: Any, tags: Mapping[str, Any], metrics: Mapping[str, float]
+) -> Registered:
+    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate.
+
+    Args:
+        task: of the model.
+        bundle: the folder of the ``release``.
+        release: what was saved there.
+        tags: what comparison pages show as text.
+        metrics: what they show as numbers.
+    """
     import mlflow
-    import pandas as pd
 
     hush()
-    description = _description(recommender, tags, metrics)
-    if (known := of_run(MODEL)) is not None:
+    called, model = task.interface, task.registered
+    values = [f"{name}: {value:.4f}" for name, value in sorted(metrics.items())]
+    description = "\n\n".join([called.describe(release, tags), *values])
+    if (known := of_run(model)) is not None:
         return describe(known, description, [CANDIDATE])
     root = Path(__file__).parents[2]
-    example = pd.DataFrame({"history": [recommender.item_ids[:EXAMPLE_LENGTH]]})
+    example = called.example(release)
     logged = mlflow.pyfunc.log_model(
-        name="recommender",
-        python_model=str(Path(__file__).with_name("pyfunc_recommender.py")),
+        name=called.artifact,
+        python_model=str(Path(__file__).with_name(f"pyfunc_{called.artifact}.py")),
         artifacts={"bundle": str(bundle)},
-        code_paths=[str(root / "persona"), str(root / "recsys")],
-        signature=signature(),
+        code_paths=[str(root / "persona"), str(root / task.name)],
+        signature=_signature(called, example),
         input_example=example,
-        pip_requirements=_requirements(),
+        pip_requirements=[f"{name}=={version(name)}" for name in called.requirements()],
     )
-    return publish(MODEL, logged.model_id, tags, metrics, description, [CANDIDATE])
+    return publish(model, logged.model_id, tags, metrics, description, [CANDIDATE])
 
 
 def publish(
@@ -124,7 +131,7 @@ def download(uri: str, into: Path | None = None) -> Path:
         raise DataError(f"{uri} cannot be fetched ({reason}): see `persona ui` for the registered models") from error
     for header in folder.rglob("bundle.json"):
         return header.parent
-    raise DataError(f"{uri} holds no bundle of this project: name a version of {MODEL}")
+    raise DataError(f"{uri} holds no bundle of this project: name a version of persona-recsys or persona-vision")
 
 
 def hush() -> None:
@@ -134,48 +141,24 @@ def hush() -> None:
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 
-def _requirements() -> list[str]:
-    """What is needed, as it is installed here: fbgemm is one package for CPUs, and another one for GPUs."""
-    return [
-        f"{name}=={version(name)}" for name in (*REQUIREMENTS, "fbgemm-gpu" if _has("fbgemm-gpu") else "fbgemm-gpu-cpu")
-    ]
-
-
-def _has(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def signature() -> Any:
-    """What the registered recommender reads and answers, and its parameters, as MLflow wants to know it."""
+def _signature(called: Interface, example: Any) -> Any:
+    """What a registered model reads and answers, and its parameters, as MLflow wants to know it."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    strings = Array(DataType.string)
+    inputs: list[Any] = [ColSpec(_type(kind), name) for name, kind in called.inputs.items()]
     return ModelSignature(
-        inputs=Schema([ColSpec(strings, "history")]),
-        outputs=Schema(
-            [
-                ColSpec(strings, "items"),
-                ColSpec(Array(DataType.double), "scores"),
-                ColSpec(strings, "titles"),
-                ColSpec(DataType.string, "level"),
-                ColSpec(DataType.string, "fallback"),
-            ]
-        ),
-        params=ParamSchema([ParamSpec("k", DataType.long, 10), ParamSpec("level", DataType.string, "edit")]),
+        inputs=Schema(inputs or [TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
+        outputs=Schema([ColSpec(_type(kind), name) for name, kind in called.outputs.items()]),
+        params=ParamSchema([ParamSpec(name, _type(type(usual)), usual) for name, usual in called.parameters.items()]),
     )
 
 
-def _description(recommender: Recommender, tags: dict[str, Any], metrics: dict[str, float]) -> str:
-    host = recommender.model.host.config
-    lines = [
-        f"{host.kind} host ({host.variant}, d = {host.dim}, T = {host.max_length}) over {len(recommender.item_ids):,} items, "
-        f"with an editor trained in mode {tags.get('mode', '?')}.",
-        *(f"{name}: {value:.4f}" for name, value in sorted(metrics.items())),
-    ]
-    return "\n\n".join(lines)
+def _type(kind: Any) -> Any:
+    """MLflow's name of a type, or of a list of one."""
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array
+
+    if isinstance(kind, list):
+        return Array(_type(kind[0]))
+    return {str: DataType.string, float: DataType.double, int: DataType.long}[kind]

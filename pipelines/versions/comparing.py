@@ -50,7 +50,6 @@ class Side:
         metrics: over all units.
         tags: of the version; empty for a run.
         aliases: of the version.
-        key: by which other runs know it (see ``Version.key``).
         snapshot: values per unit, if it left them.
         bank: prototypes, if it has any.
     """
@@ -61,20 +60,20 @@ class Side:
     metrics: Mapping[str, float]
     tags: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
-    key: str = ""
     snapshot: Snapshot | None = None
     bank: PrototypeBank | None = None
 
 
 def sides(client: MlflowClient, a: str, b: str) -> tuple[Side, Side]:
-    """Two versions, aliases or runs by their names, with snapshots on the same rows where there are such.
+    """Two versions, aliases or runs by their names, with their snapshots.
 
     Raises:
         As ``side``.
     """
-    one, other = side(client, a), side(client, b)
-    snapshot_a, snapshot_b = snapshots.of_pair(client, one, other)
-    return replace(one, snapshot=snapshot_a), replace(other, snapshot=snapshot_b)
+    one, other = (
+        replace(found, snapshot=snapshots.of_run(client, found.run_id)) for found in (side(client, a), side(client, b))
+    )
+    return one, other
 
 
 def side(client: MlflowClient, name: str) -> Side:
@@ -95,7 +94,6 @@ def side(client: MlflowClient, name: str) -> Side:
         metrics=versions.metrics_of(client, version),
         tags=version.tags,
         aliases=version.aliases,
-        key=version.key,
         bank=bank_of(version),
     )
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CANDIDATE = "champion", "candidate"
-# The tag with the digest of a bank, which is its version; the beginning of it is enough as a key.
-BANK_TAG, KEY_LENGTH = "bank_version", 12
 _NAME = re.compile(r"(?:models:/)?(?P<model>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))?")
 
 
@@ -47,11 +45,6 @@ class Version:
     def uri(self) -> str:
         """As MLflow names it."""
         return f"models:/{self.model}/{self.number}"
-
-    @property
-    def key(self) -> str:
-        """The bank that it is, by which later runs know it; empty for any other version."""
-        return self.tags.get(BANK_TAG, "")[:KEY_LENGTH]
 
     def __str__(self) -> str:
         return f"{self.model}/{self.number}"

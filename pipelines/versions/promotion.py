@@ -130,7 +130,7 @@ def rollback(client: MlflowClient, model: str, *, to: int | None = None, why: st
 def ask(client: MlflowClient, version: Version, champion: int, limits: Limits) -> list[Check]:
     """The gate's answers for a version against the champion, from the snapshots that both left."""
     other = versions.resolve(client, f"{version.model}/{champion}")
-    theirs, own = snapshots.of_pair(client, other, version)
+    theirs, own = (snapshots.of_run(client, each.run_id) for each in (other, version))
     for each, snapshot in ((other, theirs), (version, own)):
         if snapshot is None:
             raise DataError(f"{each} was registered without a snapshot to compare it by: release it again")

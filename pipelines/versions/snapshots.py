@@ -3,7 +3,6 @@
     snapshot/snapshot.json     what a unit is, the protocol, the test rows
     snapshot/units.parquet     a row a user or device: segment, prototype, metrics
     snapshot/answers.parquet   ranked answers to a few inputs, in words that people read
-    snapshots/<key>/           the same of an earlier version on these rows
 
 Two versions measured on the same rows (``rows`` is their digest) are compared unit by unit, so that differences have intervals.
 The module knows no task: a unit is whoever is personalised for, an answer whatever is ranked for them.
@@ -15,20 +14,23 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
 from persona.errors import DataError, FormatError
-from persona.storage import read_json, write_json
+from persona.storage import digest_json, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from persona.comparison import Measured
+    from persona.task import Task
+
 FORMAT_VERSION = 1
-FOLDER, OTHERS = "snapshot", "snapshots"
+FOLDER = "snapshot"
 SEGMENT_TABLE = "tables/segments.json"
 UNIT, SEGMENT, PROTOTYPE = "unit", "segment", "prototype"
 INPUT, RANK, ITEM, TITLE = "input", "rank", "item", "title"
@@ -65,7 +67,7 @@ class Snapshot:
         missing = {UNIT, SEGMENT, PROTOTYPE} - set(self.units.columns) or set(ANSWERS) - set(self.answers.columns)
         if missing:
             raise DataError(
-                f"a snapshot lacks the columns {', '.join(sorted(missing))}: make it with `snapshots.measured`"
+                f"a snapshot lacks the columns {', '.join(sorted(missing))}: make it with `snapshots.from_columns`"
             )
         if self.units[UNIT].is_duplicated().any():
             raise DataError(f"a {self.kind} occurs twice among the units of a snapshot: give each a row of its own")
@@ -91,7 +93,7 @@ class Snapshot:
         return rows
 
 
-def measured(
+def from_columns(
     kind: str,
     protocol: str,
     rows: str,
@@ -159,14 +161,32 @@ def segment_metrics(snapshot: Snapshot) -> dict[str, float]:
     }
 
 
-def log(snapshot: Snapshot, others: Mapping[str, Snapshot] | None = None) -> None:
-    """Leave a snapshot in the active run: its files, its metrics by segment, and a table for MLflow's artifact comparison.
+def of_release(task: Task, problem: Any, measured: Mapping[str, Measured], release: Any, level: str) -> Snapshot:
+    """The snapshot of a version on the test part of its problem, which is read here.
 
     Args:
-        snapshot: of the version that the run makes.
-        others: of earlier versions on the same rows, by their keys (see ``Version.key``), so that versions made on different
-            rows can be compared all the same.
+        task: of the problem.
+        problem: with the test part.
+        measured: what the version achieved there, by labels that are put behind the protocol in the names of metrics.
+        release: the version.
+        level: at which it answers.
     """
+    seen = task.observe(problem, measured, release, level)
+    columns = (UNIT, INPUT, RANK, ITEM, TITLE)
+    return from_columns(
+        task.unit,
+        problem.config.protocol,
+        digest_json(seen.rows),
+        units=seen.units,
+        metrics=seen.metrics,
+        segments=activity_segments(seen.known) if seen.groups is None else seen.groups,
+        prototypes=seen.prototypes,
+        answers=[dict(zip(columns, answer, strict=True)) for answer in seen.answers],
+    )
+
+
+def log(snapshot: Snapshot) -> None:
+    """Leave a snapshot in the active run: its files, its metrics by segment, and a table for MLflow's artifact comparison."""
     import mlflow
 
     from pipelines import tracking
@@ -175,8 +195,6 @@ def log(snapshot: Snapshot, others: Mapping[str, Snapshot] | None = None) -> Non
     assert run is not None, "a snapshot is logged inside a run"
     with tempfile.TemporaryDirectory() as temporary:
         write(snapshot, Path(temporary) / FOLDER)
-        for key, other in (others or {}).items():
-            write(other, Path(temporary) / OTHERS / key)
         mlflow.MlflowClient().log_artifacts(run.info.run_id, temporary)
     tracking.log_metrics_batch(segment_metrics(snapshot))
     tracking.log_table(snapshot.by_segment(), SEGMENT_TABLE)
@@ -208,34 +226,9 @@ def read(folder: Path) -> Snapshot:
         raise FormatError(f"the snapshot in {folder} is damaged ({error}): release the version again") from error
 
 
-def of_run(client: MlflowClient, run_id: str, key: str = "") -> Snapshot | None:
-    """The snapshot that a run left, of its own version or of the one with this key; None if there is none."""
-    parent, folder = (OTHERS, f"{OTHERS}/{key}") if key else (None, FOLDER)
-    if not run_id or not any(file.path == folder for file in client.list_artifacts(run_id, parent)):
+def of_run(client: MlflowClient, run_id: str) -> Snapshot | None:
+    """The snapshot that a run left of its version; None if there is none."""
+    if not run_id or not any(file.path == FOLDER for file in client.list_artifacts(run_id)):
         return None
     with tempfile.TemporaryDirectory() as temporary:
-        return read(Path(client.download_artifacts(run_id, folder, temporary)))
-
-
-class Owner(Protocol):
-    """Whoever has a snapshot: a version, or a side of a comparison."""
-
-    @property
-    def run_id(self) -> str:
-        """The run that left it."""
-
-    @property
-    def key(self) -> str:
-        """By which other runs know it; empty for what no other run measures."""
-
-
-def of_pair(client: MlflowClient, a: Owner, b: Owner) -> tuple[Snapshot | None, Snapshot | None]:
-    """The snapshots of two versions, on the same rows where there are such: one's run may have measured the other, too."""
-    own_a, own_b = of_run(client, a.run_id), of_run(client, b.run_id)
-    if own_a is None or own_b is None or own_a.rows == own_b.rows:
-        return own_a, own_b
-    if a.key and (measured := of_run(client, b.run_id, a.key)) is not None:
-        return measured, own_b
-    if b.key and (measured := of_run(client, a.run_id, b.key)) is not None:
-        return own_a, measured
-    return own_a, own_b
+        return read(Path(client.download_artifacts(run_id, FOLDER, temporary)))

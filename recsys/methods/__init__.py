@@ -57,9 +57,6 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona": train_persona,
 }
 
-# Whatever is compared, these are compared, too: who does not beat them needs no model.
-RIVALS = ("popularity_recent", "item_knn")
-
 
 def train_method(name: str, problem: Problem) -> Trained:
     """Train the method called ``name``; a name that is unknown is a ``ConfigError``."""
@@ -71,4 +68,4 @@ def measure(problem: Problem, method: str) -> Measured:
     return methods.measure(problem, method, METHODS)
 
 
-__all__ = ["METHODS", "RIVALS", "Problem", "Trained", "measure", "train_configured", "train_method"]
+__all__ = ["METHODS", "Problem", "Trained", "measure", "train_configured", "train_method"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from persona.bootstrap import paired_bootstrap
-from persona.comparison import Measured, compare, differences, metric_name, with_host
+from persona.comparison import Measured, compare, differences, labelled, metric_name, with_host
 from persona.errors import ConfigError, DataError
 
 UNITS = np.array([2, 3, 5, 8], dtype=np.int64)
@@ -134,3 +134,10 @@ def test_seeds_with_different_units_are_refused():
     moved = {name: replace(m, units=UNITS + 1) for name, m in (("host", HOST), ("better", BETTER))}
     with pytest.raises(DataError, match="different units"):
         compare([{"host": HOST, "better": BETTER}, moved])
+
+
+def test_metrics_are_named_by_protocol_and_label():
+    whole, alone = measured("whole", [0.1, 0.2]), measured("alone", [0.3, 0.4])
+    found = labelled("time", {"": whole, "prototype": alone}, [*whole.per_unit, "unheard of"])
+    names = [f"{prefix}/{metric}" for prefix in ("time", "time prototype") for metric in whole.per_unit]
+    assert list(found) == names

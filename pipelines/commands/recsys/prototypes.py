@@ -1,4 +1,4 @@
-"""The commands `persona recsys prototypes`, `refine` and `forget`."""
+"""The commands around prototypes and whom they stand on: `persona recsys prototypes`, `refine`, `collect` and `forget`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import console
-from pipelines.commands.options import MAX_MISSED, MaxMissed, with_settings
-from pipelines.commands.recsys.main import WORK, ConfigOption, WorkOption, epochs, start, workspace
+from pipelines.commands import task
+from pipelines.commands.options import MAX_MISSED, ConfigOption, MaxMissed, Model, WorkOption
+from pipelines.commands.recsys import show
+from pipelines.commands.recsys.options import (
+    WORK,
+    Events,
+    ItemColumn,
+    Last,
+    TimeColumn,
+    UserColumn,
+    Window,
+    with_recsys_settings,
+)
+from recsys.task import RECSYS
 
 if TYPE_CHECKING:
     from persona.prototypes import BankConfig
     from pipelines.steps.bank import Banked
+    from pipelines.steps.workspace import Workspace
+    from recsys.config import RecsysConfig
 
 K = Annotated[
     int, typer.Option("--prototypes", min=0, help="How many prototypes; 0 chooses by validation and stability.")
 ]
 MaxK = Annotated[int, typer.Option("--max-prototypes", min=1, help="The most that are tried.")]
-NEAREST = {"uauc": "UAUC", "ndcg_10": "NDCG@10"}
-
-
 REFINE_EXAMPLES = (
     "Examples:\n\n"
     "persona recsys refine --events today.csv                        a log of new events, with the columns of the first\n\n"
@@ -31,10 +42,18 @@ REFINE_EXAMPLES = (
 )
 
 
+COLLECT_EXAMPLES = (
+    "Examples:\n\n"
+    "persona recsys collect --events part-07.parquet --out stats/07.safetensors    a worker that holds a part of the users\n\n"
+    "persona recsys collect --last 30 --shard 3/16 --out stats/3.safetensors       a worker that reads the shared log"
+)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    app.command(epilog="Example:  persona recsys prototypes --max-prototypes 32")(with_settings(prototypes))
+    app.command(epilog="Example:  persona recsys prototypes --max-prototypes 32")(with_recsys_settings(prototypes))
     app.command(epilog=REFINE_EXAMPLES)(refine)
+    app.command(epilog=COLLECT_EXAMPLES)(collect)
     app.command(epilog="Example:  persona recsys forget 42 --statistics stats/")(forget)
 
 
@@ -50,23 +69,20 @@ def prototypes(
     as_json: console.JsonOption = False,
 ) -> None:
     """Partition the devices into prototypes by their edits, and register the bank; `release` packs it."""
-    _, out = start(as_json)
+    out = task.start(RECSYS, as_json)
     from persona.prototypes import BankConfig
 
-    space = workspace(work)
-    settings = space.settings(given, config)
-    made = fit(space, settings, BankConfig(k=k, max_k=max_k, specialise=specialise))
-    show_bank(made, out)
+    space = task.workspace(work)
+    made = fit(space, space.settings(RECSYS, given, config), BankConfig(k=k, max_k=max_k, specialise=specialise))
+    show.bank(made, out)
     out.result(made)
 
 
 def refine(
     work: WorkOption = WORK,
-    events: Annotated[str, typer.Option(help="Log of new events.")] = "",
-    last: Annotated[float, typer.Option(min=0, help="Days at the end of the prepared log.")] = 0.0,
-    window: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="START END", help="Dates or seconds since 1970, END left out.")
-    ] = None,
+    events: Events = "",
+    last: Last = 0.0,
+    window: Window = None,
     statistics: Annotated[
         list[Path] | None,
         typer.Option(
@@ -83,12 +99,12 @@ def refine(
     as_json: console.JsonOption = False,
 ) -> None:
     """Move prototypes with the edits of new events, without labels or gradients; `release` packs the new version."""
-    _, out = start(as_json)
+    out = task.start(RECSYS, as_json)
     from persona.prototypes import RefineConfig
-    from pipelines.steps import bank as bank_steps
+    from pipelines.steps import refining
 
-    refined = bank_steps.refine(
-        workspace(work),
+    refined = refining.refine(
+        task.workspace(work),
         source=events,
         columns={"user": user_column, "item": item_column, "time": time_column},
         window=window,
@@ -96,7 +112,7 @@ def refine(
         statistics=statistics or (),
         limits=RefineConfig(eta=eta, budget=budget, min_users=min_users, max_missed=max_missed),
     )
-    show_refined(refined, out)
+    show.refined(refined, out)
     out.result(refined)
 
 
@@ -110,10 +126,10 @@ def forget(
     as_json: console.JsonOption = False,
 ) -> None:
     """Take a user out of the log, statistics, banks, snapshots and sampled edits, and say what has to be trained again."""
-    _, out = start(as_json)
-    from pipelines.steps import forget as forget_step
+    out = task.start(RECSYS, as_json)
+    from pipelines.steps import forget as forgetting
 
-    done = forget_step.forget(workspace(work), user, statistics or ())
+    done = forgetting.forget(task.workspace(work), user, statistics or ())
     out.table(f"User {done.user} is no longer in", ["where", "what went"], [[p.where, p.what] for p in done.reached])
     if done.left:
         out.table("Not reached", ["where", "what to do"], [[p.where, p.what] for p in done.left])
@@ -122,57 +138,46 @@ def forget(
     out.result(done)
 
 
-def fit(space: Any, settings: Any, config: BankConfig) -> list[Banked]:
-    """The step, with a bar of its parts."""
-    from pipelines.steps import bank as bank_steps
+def fit(space: Workspace, settings: RecsysConfig, config: BankConfig | None = None) -> list[Banked]:
+    """The step ``prototypes``, with a bar of its parts."""
+    from pipelines.steps import bank
 
-    with epochs(settings) as on_epoch, console.progress("prototypes", 1) as advance:
-        made = bank_steps.prototypes(settings, space, config, on_epoch, lambda note: advance(0, note))
+    with task.epochs(settings) as on_epoch, console.progress("prototypes", 1) as advance:
+        made = bank.prototypes(RECSYS, settings, space, config, on_epoch, lambda note: advance(0, note))
         advance(note="done")
     return made
 
 
-def show_bank(made: list[Banked], out: console.Output) -> None:
-    """K with what decided it, and what every level reaches on validation."""
-    report = made[0].report
-    if report["choice"] is not None:
-        rows = [
-            [c["k"], c["score"], c["stability_seeds"], c["stability_halves"], "chosen" if c["k"] == report["k"] else ""]
-            for c in report["choice"]["candidates"]
-        ]
-        columns = ["K", "validation", "stable between seeds", "between halves of users", ""]
-        out.table("Prototypes alone, by their number", columns, rows)
-    out.table("Validation by serving level", ["level", "score"], list(report["levels"].items()))
-    for banked in made:
-        out.say(
-            f"Version {banked.version[:12]} ({banked.kind}, {banked.k} prototypes) is {banked.registered.uri}, alias 'candidate'"
-        )
+def collect(
+    out: Annotated[Path, typer.Option(help="File to write; it holds personal data.")],
+    work: WorkOption = WORK,
+    model: Model = "",
+    events: Events = "",
+    last: Last = 0.0,
+    window: Window = None,
+    shard: Annotated[str, typer.Option(help="Only this share of the users: 3/16 is the third of sixteen.")] = "",
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Sum up new events on one of several workers; `refine --statistics` merges what all of them wrote.
 
+    Sums of different workers add up whatever the cut. What a context holds is what its worker knows of the user: give each
+    worker whole users (--shard does), or the prepared log, too.
+    """
+    shown = task.start(RECSYS, as_json)
+    from pipelines.steps import collecting
 
-def show_refined(refined: Banked, out: console.Output) -> None:
-    """What moved, and whether it was for the better."""
-    report = refined.report
-    window = report["window"]
-    out.say(
-        f"{window['events']:,} events of {window['users']:,} users, {window['from']} to {window['to']}"
-        + (f"; {window['unknown_items']:,} of unknown items were left out" if window["unknown_items"] else "")
+    made = collecting.collect(
+        task.workspace(work),
+        out,
+        model=model,
+        shard=collecting.Shard.parse(shard),
+        source=events,
+        columns={"user": user_column, "item": item_column, "time": time_column},
+        window=window,
+        days=last,
     )
-    rows = [[j, f"{max(moved):.4g}"] for j, moved in enumerate(report["movement"])]
-    out.table("Largest movement of a layer, by prototype", ["prototype", "norm"], rows)
-    for metric, name in NEAREST.items():
-        key = f"window/{metric}_vs_parent"
-        if key in refined.metrics:
-            low, high = refined.metrics[f"{key}_low"], refined.metrics[f"{key}_high"]
-            out.say(
-                f"{name} on these events against its parent: {refined.metrics[key]:+z.4f} [{low:+z.4f}, {high:+z.4f}]"
-            )
-    out.say(
-        f"Version {refined.version[:12]} of {refined.parent[:12]}: {refined.k} prototypes, {report['moved_users']:,} users "
-        f"changed prototype; {refined.registered.uri}"
-    )
-    out.say(
-        ("" if report["compared"] else "It was not compared, for want of events (--events, --last or --window). ")
-        + "It has the alias 'candidate', and the next `release` packs it"
-        if refined.served
-        else "It is behind its parent on these events, so the parent goes on being served"
-    )
+    shown.say(f"{made.contexts:,} contexts of {made.users:,} users, assigned by {made.bank[:12]}, are in {made.path}")
+    shown.result(made)

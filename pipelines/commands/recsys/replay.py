@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipelines import console
-from pipelines.commands.options import MAX_MISSED, MaxMissed, with_settings
+from pipelines.commands import task
+from pipelines.commands.options import MAX_MISSED, ConfigOption, MaxMissed, WorkOption
+from pipelines.commands.recsys.options import WORK, with_recsys_settings
+from recsys.task import RECSYS
 
 SCENARIO_HELP = "What happens to the log from the shift on: none, interest, new_users, catalogue, popularity."
 EPILOG = (
@@ -22,8 +24,8 @@ EPILOG = (
 
 def replay(
     given: dict[str, Any],
-    work: Annotated[Path, typer.Option("--work", help="Folder that the steps share.")] = Path("work"),
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")] = None,
+    work: WorkOption = WORK,
+    config: ConfigOption = None,
     scenario: Annotated[str, typer.Option(help=SCENARIO_HELP)] = "none",
     windows: Annotated[int, typer.Option(min=2, help="Windows of about equally many events.")] = 10,
     days: Annotated[float, typer.Option(min=0.0, help="Windows of so many days instead.")] = 0.0,
@@ -35,16 +37,12 @@ def replay(
     as_json: console.JsonOption = False,
 ) -> None:
     """Replay the events after the cut in time order: who keeps up with the stream, and at what cost."""
-    from persona import runtime
-
-    runtime.configure()
+    out, space = task.start(RECSYS, as_json), task.workspace(work)
     from persona.prototypes import RefineConfig
     from pipelines.steps import replay as replay_steps
-    from pipelines.steps.workspace import Workspace
     from recsys.replay import METRICS, POLICIES, ReplayConfig
 
-    out, space = console.Output(as_json), Workspace(work)
-    settings = space.settings(given, config)
+    settings = space.settings(RECSYS, given, config)
     limits = RefineConfig(eta=eta, min_users=min_users, max_missed=max_missed)
     stream = ReplayConfig(scenario, windows, days, shift, limits)
     with console.progress("policies", len(POLICIES)) as advance:
@@ -64,7 +62,7 @@ def replay(
 
 def register(app: typer.Typer) -> None:
     """Add the command to ``persona recsys``."""
-    app.command("replay", epilog=EPILOG)(with_settings(replay))
+    app.command("replay", epilog=EPILOG)(with_recsys_settings(replay))
 
 
 def _show_windows(result: Mapping[str, Any], metric: str, out: console.Output) -> None:

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import console
+from recsys.task import RECSYS
 
 if TYPE_CHECKING:
-    from pipelines.steps import recsys as recsys_steps
+    from pipelines.steps.bank import Banked
     from pipelines.steps.evaluate import Comparison
+    from pipelines.steps.recsys import Answer
+    from pipelines.steps.release import Released
     from pipelines.steps.workspace import Workspace
 
 SETTINGS = "settings.json"
+NEAREST = {"uauc": "UAUC", "ndcg_10": "NDCG@10"}
 # Whose values a comparison under a protocol averages.
 COUNTED = {"time": "users with events after the cut"}
 
@@ -46,16 +50,6 @@ def comparison(found: Comparison, out: console.Output) -> None:
     out.say(strongest(found))
 
 
-def against(found: Comparison, method: str, out: console.Output) -> None:
-    """All methods against one of them, instead of the host."""
-    rows = [
-        [row.method, *(str(row.differences[h].interval) if row.differences else "-" for h in found.headlines)]
-        for row in found.against(method)
-    ]
-    columns = [f"{found.protocol}/{h} [95 %]" for h in found.headlines]
-    out.table(f"Protocol {found.protocol}: differences to {method}", ["method", *columns], rows)
-
-
 def verdict(found: Comparison, metric: str) -> str:
     """Which methods are above the host, and which below it, with their whole intervals."""
     intervals = {row.method: row.differences[metric].interval for row in found.rows if row.differences}
@@ -81,13 +75,13 @@ def strongest(found: Comparison) -> str:
 
 def taken_over(space: Workspace, given: dict[str, Any], file: Path | None, out: console.Output) -> None:
     """Say in one line which settings come from the step before instead of the defaults."""
-    kept = space.taken_over(given, file)
+    kept = space.taken_over(RECSYS, given, file)
     if kept:
         values = ", ".join(f"{name} = {value}" for name, value in kept.items())
         out.say(f"Taken over from {space.root / SETTINGS}: {values} (options change them, another --work starts anew)")
 
 
-def released(made: recsys_steps.Released, out: console.Output) -> None:
+def released(made: Released, out: console.Output) -> None:
     """Where the model is, and what it can do."""
     bank = f"{made.prototypes} prototypes of version {made.bank[:12]}" if made.bank else "no prototypes"
     out.say(
@@ -95,7 +89,7 @@ def released(made: recsys_steps.Released, out: console.Output) -> None:
     )
 
 
-def answered(answer: recsys_steps.Answer, out: console.Output) -> None:
+def answered(answer: Answer, out: console.Output) -> None:
     """The items for one history."""
     recommendation = answer.recommendation
     if recommendation.unknown:
@@ -111,7 +105,7 @@ def answered(answer: recsys_steps.Answer, out: console.Output) -> None:
     )
 
 
-def before_after(user: str, answers: dict[str, recsys_steps.Answer], out: console.Output) -> None:
+def before_after(user: str, answers: dict[str, Answer], out: console.Output) -> None:
     """What the last five events of a user changed."""
     before, after = ([i.title or i.item_id for i in a.recommendation.items] for a in answers.values())
     new = set(after) - set(before)
@@ -122,4 +116,50 @@ def before_after(user: str, answers: dict[str, recsys_steps.Answer], out: consol
             [i, b, a, "new" if a in new else ""]
             for i, (b, a) in enumerate(zip_longest(before, after, fillvalue=""), start=1)
         ],
+    )
+
+
+def bank(made: list[Banked], out: console.Output) -> None:
+    """K with what decided it, and what every level reaches on validation."""
+    report = made[0].report
+    if report["choice"] is not None:
+        rows = [
+            [c["k"], c["score"], c["stability_seeds"], c["stability_halves"], "chosen" if c["k"] == report["k"] else ""]
+            for c in report["choice"]["candidates"]
+        ]
+        columns = ["K", "validation", "stable between seeds", "between halves of users", ""]
+        out.table("Prototypes alone, by their number", columns, rows)
+    out.table("Validation by serving level", ["level", "score"], list(report["levels"].items()))
+    for banked in made:
+        out.say(
+            f"Version {banked.version[:12]} ({banked.kind}, {banked.k} prototypes) is {banked.registered.uri}, alias 'candidate'"
+        )
+
+
+def refined(refined: Banked, out: console.Output) -> None:
+    """What moved, and whether it was for the better."""
+    report = refined.report
+    window = report["window"]
+    out.say(
+        f"{window['events']:,} events of {window['users']:,} users, {window['from']} to {window['to']}"
+        + (f"; {window['unknown_items']:,} of unknown items were left out" if window["unknown_items"] else "")
+    )
+    rows = [[j, f"{max(moved):.4g}"] for j, moved in enumerate(report["movement"])]
+    out.table("Largest movement of a layer, by prototype", ["prototype", "norm"], rows)
+    for metric, name in NEAREST.items():
+        key = f"window/{metric}_vs_parent"
+        if key in refined.metrics:
+            low, high = refined.metrics[f"{key}_low"], refined.metrics[f"{key}_high"]
+            out.say(
+                f"{name} on these events against its parent: {refined.metrics[key]:+z.4f} [{low:+z.4f}, {high:+z.4f}]"
+            )
+    out.say(
+        f"Version {refined.version[:12]} of {refined.parent[:12]}: {refined.k} prototypes, {report['moved_users']:,} users "
+        f"changed prototype; {refined.registered.uri}"
+    )
+    out.say(
+        ("" if report["compared"] else "It was not compared, for want of events (--events, --last or --window). ")
+        + "It has the alias 'candidate', and the next `release` packs it"
+        if refined.served
+        else "It is behind its parent on these events, so the parent goes on being served"
     )

@@ -2,56 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines import console
 
 if TYPE_CHECKING:
-    from pipelines.steps import vision as vision_steps
-    from pipelines.steps import vision_answers
-    from pipelines.steps import vision_bank as vision_bank_steps
+    from pipelines.steps.bank import Banked
     from pipelines.steps.evaluate import Comparison
+    from pipelines.steps.release import Released
+    from pipelines.steps.vision_answers import Answer
     from vision.replay import Replayed
 
 
-def show_comparison(comparison: Comparison, out: console.Output) -> None:
+def comparison(found: Comparison, out: console.Output) -> None:
     """The table of methods."""
     rows = []
-    for row in comparison.rows:
+    for row in found.rows:
         gain = str(row.differences["accuracy"].interval) if row.differences else "-"
         cost = [row.metrics[name] for name in ("forward_passes", "backward_passes")]
         times = row.metrics.get("ms_per_image")
         quality = [row.metrics["accuracy"], gain, row.metrics["accuracy_worst"], row.metrics["logloss"]]
         rows.append([row.method, *quality, *cost, times, f"{row.refresh_bytes:,}"])
     title = (
-        f"{comparison.units:,} test devices, {comparison.seeds} seed(s), {comparison.settings['host']} host, "
-        f"{comparison.settings['context_images']} unlabelled images at most"
+        f"{found.units:,} test devices, {found.seeds} seed(s), {found.settings['host']} host, "
+        f"{found.settings['context_images']} unlabelled images at most"
     )
     columns = ["method", "accuracy", "against the host [95 %]", "worst tenth", "logloss", "forward", "backward"]
     out.table(title, [*columns, "ms an image", "bytes a refresh"], rows)
 
 
-def show_replay(result: Replayed, out: console.Output) -> None:
+def replayed(result: Replayed, out: console.Output) -> None:
     """Accuracy by level."""
     title = f"Replay: {result.images:,} images of {result.devices:,} test devices in stream order"
     out.table(title, ["level", "accuracy"], [[level, value] for level, value in result.accuracy.items()])
 
 
-def say_banked(banked: vision_bank_steps.Banked, out: console.Output) -> None:
+def banked(made: Banked, out: console.Output) -> None:
     """One line about a version of a bank."""
-    moved = banked.report.get("moved_users")
-    origin = f", from {banked.parent[:12]}: {moved} device(s) changed their prototype" if banked.parent else ""
-    out.say(f"Bank {banked.version[:12]}: {banked.k} prototype(s){origin}, registered as {banked.model.uri}")
+    moved = made.report.get("moved_users")
+    origin = f", from {made.parent[:12]}: {moved} device(s) changed their prototype" if made.parent else ""
+    out.say(f"Bank {made.version[:12]}: {made.k} prototype(s){origin}, registered as {made.registered.uri}")
 
 
-def say_released(released: vision_steps.Released, out: console.Output) -> None:
+def as_json(made: Banked) -> dict[str, Any]:
+    """A version of a bank as ``--json`` has always printed it: the registered version is called ``model`` there, too."""
+    return {**vars(made), "model": made.registered}
+
+
+def released(made: Released, out: console.Output) -> None:
     """One line about a released bundle."""
-    out.say(
-        f"Bundle {released.bundle}, mode {released.mode}, registered as {released.model.uri} with the alias 'candidate'"
-    )
+    out.say(f"Bundle {made.bundle}, mode {made.mode}, registered as {made.model.uri} with the alias 'candidate'")
 
 
-def show_answer(answer: vision_answers.Answer, out: console.Output) -> None:
+def answered(answer: Answer, out: console.Output) -> None:
     """The classes of images."""
     found = answer.classification
     for line in answer.skipped:

@@ -85,7 +85,7 @@ def test_stored_results_fit_their_experiments():
 
 def test_the_pages_are_rendered_from_the_results():
     for name, text in evidence_page.render(FOLDER).items():
-        assert (FOLDER.parent / name).read_text() == text, "write them anew: persona recsys evidence NAME"
+        assert (FOLDER.parent / name).read_text() == text, "write them anew: python -m benchmarks.evidence recsys NAME"
 
 
 def test_an_experiment_runs_once_until_it_changes(workplace):
@@ -106,7 +106,7 @@ def test_the_section_shows_metrics_intervals_rivals_and_the_command(workplace):
         assert f"| {row['method']} | {row['metrics']['uauc']:.4f} |" in page
     for expected in (
         "## A tiny log",
-        "persona recsys evidence tiny --data-folder DATA",
+        "python -m benchmarks.evidence recsys tiny --data-folder DATA",
         "96 events, 12 users",
         "2 seeds",
         "* persona_held_back against host: uauc",
@@ -174,16 +174,16 @@ def test_a_grid_is_summed_up_over_its_cells(tmp_path):
     assert "2 of 2 cells" in pages["results.md"]
     assert "| 90% | 46 | 99% | 46 |" in pages["results.md"]
     assert "| - | 46 | - | 46 |" in pages["results.md"], "no share of a gain that is not decided"
-    assert "persona recsys evidence log-paper-sasrec-loss" in pages["results-loss.md"]
+    assert "python -m benchmarks.evidence recsys log-paper-sasrec-loss" in pages["results-loss.md"]
     assert evidence_page.write(folder) == [tmp_path / "results.md", tmp_path / "results-loss.md"]
 
 
 def test_missing_data_and_unknown_keys_are_named(workplace):
     experiment = evidence.experiments(workplace / "evidence")["tiny"]
     with pytest.raises(DataError, match="--data-folder"):
-        evidence.source_of(experiment, None)
+        evidence.run(experiment, workplace / "work", None, 1, lambda *_: None, workplace / "evidence")
     with pytest.raises(DataError, match=r"log/interactions\.parquet"):
-        evidence.source_of(experiment, workplace)
+        evidence.run(experiment, workplace / "work", workplace, 1, lambda *_: None, workplace / "evidence")
     (workplace / "evidence" / "experiments.toml").write_text(TINY.replace("goal", "gaol"))
     with pytest.raises(ConfigError, match="did you mean 'goal'"):
         evidence.experiments(workplace / "evidence")

@@ -16,7 +16,15 @@ from vision.methods import METHODS
 
 EXPERIMENTS = vision_evidence.experiments()
 SMALL = Experiment(
-    "small", "Small", "goal", "digits", seeds=2, methods=["host", "t3a"], rivals=["host"], segment=2, note="A note."
+    name="small",
+    title="Small",
+    goal="goal",
+    data="digits",
+    seeds=2,
+    methods=["host", "t3a"],
+    rivals=["host"],
+    segment=2,
+    note="A note.",
 )
 
 
@@ -53,11 +61,11 @@ def ran(comparison, tmp_path, monkeypatch):
     data = replace(data, device_ids=names)
     data.save(tmp_path / "work" / SMALL.workspace / "prepared")
     calls = []
-    monkeypatch.setattr(vision_evidence.vision_steps, "evaluate", lambda *_, **__: calls.append(1) or comparison)
+    monkeypatch.setattr(vision_evidence, "evaluate", lambda *_, **__: calls.append(1) or [comparison])
     monkeypatch.setattr(vision_evidence, "experiments", lambda folder: {"small": SMALL})
 
     def run(experiment: Experiment = SMALL) -> bool:
-        return vision_evidence.run(experiment, tmp_path / "work", None, lambda *_: None, tmp_path)
+        return vision_evidence.run(experiment, tmp_path / "work", None, 1, lambda *_: None, tmp_path)
 
     return run, calls, tmp_path
 
@@ -78,7 +86,7 @@ def test_the_page_shows_methods_rivals_and_parts(ran, comparison):
     assert "* t3a against host: accuracy +" in page
     host = np.mean([seed["host"].per_unit["accuracy"] for seed in comparison.measured], 0)
     assert f"| fog | {host[[0, 2]].mean():.3f} | {accuracy[[0, 2]].mean():.3f} |" in page
-    assert "persona vision evidence small\n" in page
+    assert "python -m benchmarks.evidence vision small\n" in page
     assert page.endswith("A note.\n")
     assert "### All" not in page
 
@@ -100,4 +108,4 @@ def test_what_is_unknown_or_missing(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'methods'"):
         vision_evidence.experiments(tmp_path)
     with pytest.raises(DataError, match="--data-folder"):
-        vision_evidence.source_of(EXPERIMENTS["vision-qmnist-writers"], tmp_path)
+        EXPERIMENTS["vision-qmnist-writers"].source((), "qmnist.npz", tmp_path)

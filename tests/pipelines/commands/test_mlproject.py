@@ -32,8 +32,8 @@ ENTRY_POINTS = PROJECT["entry_points"]
 DEFAULTS = {f.name: f.default for f in fields(RecsysConfig)}
 # Of the commands of a task, options made from settings have the settings' defaults.
 SETTINGS = {"recsys": DEFAULTS, "vision": {f.name: f.default for f in fields(VisionConfig)}}
-# Of the recommender's commands, the experiments behind the documentation and plans are no steps of a project.
-NO_ENTRY_POINT = {"evidence", "plan"}
+# Of the recommender's commands, plans are no steps of a project.
+NO_ENTRY_POINT = {"plan"}
 
 
 def arguments(name: str, **given: str) -> list[str]:

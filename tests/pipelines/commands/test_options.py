@@ -7,8 +7,9 @@ import typer
 from persona.prototypes import RefineConfig
 from pipelines import console
 from pipelines.cli import main
-from pipelines.commands.options import MAX_MISSED, with_settings
+from pipelines.commands.options import MAX_MISSED
 from pipelines.commands.recsys import main as recsys_cli
+from pipelines.commands.recsys.options import with_recsys_settings
 from recsys.config import RecsysConfig
 
 SETTINGS = fields(RecsysConfig)
@@ -16,7 +17,7 @@ app = typer.Typer()
 
 
 @app.command()
-@with_settings
+@with_recsys_settings
 def show(given: dict[str, Any], work: str = "work") -> dict[str, Any]:
     """Show what was given."""
     return {"work": work, **given}

@@ -12,13 +12,14 @@ import pytest
 
 from persona.prototypes import HeadMetric, load_bank
 from pipelines.cli import main
-from pipelines.steps.bank import MODEL
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking import registry
 from recsys.data import catalogue
 from recsys.data.columns import ITEM, TIME, USER
 from recsys.serving.recommender import LEVELS, Recommender
+from recsys.task import RECSYS
 
+MODEL = RECSYS.banks
 USERS, FILMS = 60, 150
 SMALL = ("--host", "gru4rec", "--dim", "8", "--max-length", "5", "--width", "8", "--epochs", "3", "--batch-size", "64")
 LEARN = ("--learning-rate", "0.02", "--editor-learning-rate", "0.02")

@@ -7,7 +7,11 @@ import pytest
 
 from persona.errors import ConfigError, FormatError
 from pipelines.steps.cells import Cell, _relay, cells_of, measure_cells
+from recsys.task import RECSYS
 from tests.recsys.toy import SMALL, walks
+from tests.vision.common import toy_images
+from vision.config import VisionConfig
+from vision.task import VISION
 
 METHODS = ("host", "finetune_adaptive")
 
@@ -24,7 +28,7 @@ def one_by_one(prepared, tmp_path_factory):
     """Two seeds, measured in this process, and the notes on the way."""
     notes = []
     cells = cells_of(SMALL, ["paper"], 2, METHODS, prepared, tmp_path_factory.mktemp("serial"))
-    return measure_cells(cells, 1, lambda *note: notes.append(note)), notes
+    return measure_cells(RECSYS, cells, 1, lambda *note: notes.append(note)), notes
 
 
 def test_there_is_a_cell_for_every_protocol_and_seed(tmp_path):
@@ -62,7 +66,7 @@ def test_cells_in_processes_of_their_own_measure_the_same(one_by_one, prepared, 
     expected, expected_notes = one_by_one
     notes = []
     cells = cells_of(SMALL, ["paper"], 2, METHODS, prepared, tmp_path)
-    measured = measure_cells(cells, 2, lambda *note: notes.append(note))
+    measured = measure_cells(RECSYS, cells, 2, lambda *note: notes.append(note))
     for found, wanted in zip(measured, expected, strict=True):
         for method in METHODS:
             assert found[method].summary == wanted[method].summary
@@ -90,3 +94,23 @@ def test_notes_are_passed_on_to_the_last():
         notes.put(("cell", "host", {"epoch": epoch}))
     _relay([done], notes, lambda *note: seen.append(note[2]["epoch"]))
     assert seen == [0, 1, 2, 3, 4]
+
+
+TINY = VisionConfig(
+    host="compact", adapt_share=0.3, test_share=0.3, context_images=3, step=3, batch_size=16, epochs=1, editor_epochs=1
+)
+
+
+@pytest.mark.slow
+def test_cells_of_images_are_shared_by_processes_as_well(tmp_path):
+    """On the seeds of one protocol, as of any task."""
+    toy_images().save(tmp_path / "prepared")
+    cells = cells_of(TINY, ["stream"], 2, ("host", "t3a"), tmp_path / "prepared", tmp_path / "cells")
+    assert [cell.name for cell in cells] == ["stream compact seed 0", "stream compact seed 1"]
+    notes = []
+    shared = measure_cells(VISION, cells, 2, lambda *note: notes.append(note))
+    assert {note[0] for note in notes} == {cell.name for cell in cells}
+    again = [replace(cell, folder=tmp_path / "alone") for cell in cells]
+    for found, wanted in zip(shared, measure_cells(VISION, again, 1, lambda *note: None), strict=True):
+        for method in ("host", "t3a"):
+            np.testing.assert_array_equal(found[method].per_unit["accuracy"], wanted[method].per_unit["accuracy"])

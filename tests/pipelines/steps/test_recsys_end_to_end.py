@@ -7,13 +7,12 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import pairwise
-from pathlib import Path
 
 import mlflow
 import polars as pl
 import pytest
 
-from persona.errors import ConfigError, DataError
+from persona.errors import ConfigError
 from pipelines import console
 from pipelines.cli import main
 from pipelines.commands.recsys import show as recsys_show
@@ -21,8 +20,8 @@ from pipelines.steps import recsys as recsys_steps
 from pipelines.steps.workspace import Workspace
 from recsys.data import catalogue
 from recsys.data.columns import ITEM, USER
-from recsys.methods import RIVALS
 from recsys.serving.recommender import Ranked, Recommendation, Recommender
+from recsys.task import RECSYS
 from tests.pipelines.small import SMALL
 from tests.recsys.toy import personalised, sequences, walks
 
@@ -206,7 +205,7 @@ def test_the_whole_way_is_one_run_with_the_steps_inside(whole, client):
     assert artifacts(client, parent) == ["recommendations.json"]
     inner = runs_of(client, whole["run_id"])
     assert set(inner) == {"prepare", "evaluate", "prototypes", "release"}
-    compared = ("host", *RIVALS, "persona_held_back")
+    compared = ("host", *RECSYS.rivals, "persona_held_back")
     assert set(runs_of(client, inner["evaluate"].info.run_id)) == {f"time {name}" for name in compared}
     before, after = whole["answers"]["before"], whole["answers"]["after"]
     assert before["history"] == after["history"][:-5]
@@ -347,7 +346,7 @@ def space(tmp_path):
 
 
 def test_a_user_is_answered_by_their_history(space):
-    data = space.data()
+    data = space.data(RECSYS)
     history = [data.item_ids[int(i) - 1] for i in data.history_of("u3")]
     answer = recsys_steps.recommend(space.bundle, work=space, user="u3", k=4)
     assert answer.history == history
@@ -358,7 +357,7 @@ def test_a_user_is_answered_by_their_history(space):
 @pytest.mark.parametrize(("drop", "left"), [(0, 12), (5, 7), (12, 0), (13, 0), (20, 0)])
 def test_the_latest_events_can_be_left_out(space, drop, left):
     answer = recsys_steps.recommend(space.bundle, work=space, user="u3", drop_last=drop)
-    data = space.data()
+    data = space.data(RECSYS)
     assert answer.history == [data.item_ids[int(i) - 1] for i in data.history_of("u3")][:left]
     assert answer.recommendation.level == ("edit" if left else "host")
 
@@ -373,13 +372,6 @@ def test_the_user_shown_is_the_one_active_last_with_a_history_worth_showing(tmp_
     data = sequences([[1, 2, 3] * 5, [4, 5] * 6, [7]])
     data.save(space.prepared)
     assert recsys_steps.latest_user(space) == "u1", "u2 came later, with one event"
-
-
-def test_a_comparison_is_read_where_it_was_left(space):
-    with pytest.raises(DataError, match="run `persona recsys evaluate --protocol paper` first"):
-        recsys_steps.read_comparison(space, "paper")
-    Path(space.comparison("paper")).write_text('{"seeds": 1}')
-    assert recsys_steps.read_comparison(space, "paper") == {"seeds": 1}
 
 
 def test_before_and_after_may_differ_in_length(capsys):

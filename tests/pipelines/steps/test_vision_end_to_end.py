@@ -15,10 +15,11 @@ from PIL import Image
 from persona.errors import ConfigError, DataError
 from pipelines.cli import main
 from pipelines.steps import vision_answers
-from pipelines.steps.vision_workspace import VisionWorkspace
+from pipelines.steps.workspace import Workspace
 from pipelines.versions import snapshots
 from vision.methods import Problem, train_configured
 from vision.serving.classifier import Classifier
+from vision.task import VISION
 
 pytestmark = pytest.mark.slow
 SETTINGS = (
@@ -104,7 +105,7 @@ def test_runs_figures_and_registered_models_are_in_the_store(steps):
         figures[name] = {item.path for item in client.list_artifacts(runs[name].info.run_id, "figures")}
     assert figures["prototypes"] == {"figures/gallery.png", "figures/prototype_map.png"}
     assert {"figures/worst_devices.png", "figures/accuracy_along_the_stream.png"} <= figures["replay"]
-    assert figures["refine"] == {"figures/movement.png", "figures/flow.png"}
+    assert figures["refine"] == {f"figures/{name}.png" for name in ("assignment_flow", "movement", "prototype_map")}
     assert runs["stream persona_held_back"].data.metrics["stream/accuracy_vs_host_low"] <= 1
     model = client.get_model_version_by_alias("persona-vision", "candidate")
     assert model.tags["bank"] == results["prototypes"]["version"]
@@ -115,11 +116,12 @@ def test_runs_figures_and_registered_models_are_in_the_store(steps):
     assert "stream prototype/accuracy" in first.metrics
     assert first.units["prototype"].null_count() == 0
     assert "stream prototype/accuracy_vs_parent_low" in runs["refine"].data.metrics
+    assert "validation prototype/accuracy_vs_parent_low" in runs["refine"].data.metrics, "which decided"
 
 
 def test_the_registered_model_answers_like_the_bundle(place):
     classifier = Classifier.load(place / "work" / "bundle")
-    data = VisionWorkspace(place / "work").data()
+    data = Workspace(place / "work").data(VISION)
     uri = f"sqlite:///{place}/mlruns/mlflow.db"
     mlflow.set_tracking_uri(uri)
     served = mlflow.pyfunc.load_model("models:/persona-vision@candidate")
@@ -141,8 +143,8 @@ def test_every_mode_is_released_alike(place, tmp_path, monkeypatch, mode):
     released = persona("release", *modes)
     assert released["bank"] == made["version"]
     classifier = Classifier.load(tmp_path / "work" / "bundle")
-    space = VisionWorkspace(tmp_path / "work")
-    problem = Problem(space.data(), space.settings({}))
+    space = Workspace(tmp_path / "work")
+    problem = Problem(space.data(VISION), space.settings(VISION, {}))
     assert problem.config.mode == mode
     tags = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").get_model_version("persona-vision", "1").tags
     chosen, trained = train_configured(problem)
@@ -163,7 +165,7 @@ def test_files_are_classified_and_what_is_wrong_is_said(place, tmp_path):
     answer = vision_answers.classify(place / "work" / "bundle", images=[tmp_path])
     assert [path.rsplit("/", 1)[1] for path in answer.images] == ["0.png", "1.png", "2.png"]
     assert len(answer.skipped) == 1
-    space = VisionWorkspace(place / "work")
+    space = Workspace(place / "work")
     with pytest.raises(ConfigError, match="either a device"):
         vision_answers.classify(space.bundle, work=space)
     with pytest.raises(DataError, match="no device 'digits/x'"):

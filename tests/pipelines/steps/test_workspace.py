@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 
 from persona.errors import ConfigError, DataError, FormatError
-from pipelines.steps.workspace import Workspace, under_protocol
+from pipelines.steps.workspace import Workspace
 from recsys.config import RecsysConfig
+from recsys.task import RECSYS
 from tests.recsys.toy import walks
+from vision.task import VISION
 
 
 @pytest.fixture
@@ -21,26 +23,19 @@ def toml(folder: Path, text: str | bytes) -> Path:
 
 
 def test_options_override_a_file_overrides_the_step_before_overrides_defaults(space, tmp_path):
-    assert space.settings({}) == RecsysConfig()
+    assert space.settings(RECSYS, {}) == RecsysConfig()
     space.remember(RecsysConfig(epochs=5, seed=5, host="din", dropout=0.5))
     file = toml(tmp_path, "epochs = 6\nseed = 6\nhost = 'gru4rec'\n")
-    settings = space.settings({"epochs": 7, "seed": None}, file)
+    settings = space.settings(RECSYS, {"epochs": 7, "seed": None}, file)
     assert settings == RecsysConfig(epochs=7, seed=6, host="gru4rec", dropout=0.5)
-    assert space.settings({}) == RecsysConfig(epochs=5, seed=5, host="din", dropout=0.5), "asking changes nothing"
-
-
-def test_a_preset_or_host_that_is_given_brings_its_own_training(space):
-    space.remember(RecsysConfig(preset="paper", epochs=5, negatives=7))
-    assert space.settings({}) == RecsysConfig(preset="paper", epochs=5, negatives=7)
-    assert space.settings({"preset": "modern"}) == RecsysConfig(epochs=5, negatives=7)
-    assert space.taken_over({}) == {"preset": "paper", "epochs": 5, "negatives": 7}
-    space.remember(RecsysConfig())
-    assert space.settings({"host": "din"}) == RecsysConfig(host="din")
+    assert space.settings(RECSYS, {}) == RecsysConfig(epochs=5, seed=5, host="din", dropout=0.5), (
+        "asking changes nothing"
+    )
 
 
 def test_a_setting_may_be_given_as_zero_or_false(space):
     space.remember(RecsysConfig(sequences=True, min_epochs=4, dropout=0.5))
-    settings = space.settings({"sequences": False, "min_epochs": 0, "dropout": 0.0})
+    settings = space.settings(RECSYS, {"sequences": False, "min_epochs": 0, "dropout": 0.0})
     assert (settings.sequences, settings.min_epochs, settings.dropout) == (False, 0, 0.0)
 
 
@@ -56,34 +51,34 @@ def test_a_setting_may_be_given_as_zero_or_false(space):
 )
 def test_a_broken_settings_file_is_one_sentence(space, tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        space.settings({}, toml(tmp_path, text))
+        space.settings(RECSYS, {}, toml(tmp_path, text))
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
 def test_a_settings_file_that_cannot_be_read_is_named(space, tmp_path, name):
     with pytest.raises(ConfigError, match=r"cannot be read \(.*\): give the path of a TOML file"):
-        space.settings({}, tmp_path / name)
+        space.settings(RECSYS, {}, tmp_path / name)
 
 
 def test_damaged_memories_are_refused(space):
     space.remember(RecsysConfig())
     (space.root / "settings.json").write_text("{", encoding="utf-8")
     with pytest.raises(FormatError, match="not valid JSON"):
-        space.settings({})
+        space.settings(RECSYS, {})
 
 
 def test_every_step_has_a_place_of_its_own(space):
     places = {space.prepared, space.cells, space.bundle, space.prototypes}
-    places |= {space.comparison("time"), space.comparison("paper")}
-    assert len(places) == 6
+    places |= {space.replay, space.comparison(RECSYS, "time"), space.comparison(RECSYS, "paper")}
+    assert len(places) == 7
     assert {place.parent for place in places} == {space.root}
 
 
 def test_prepared_data_is_found_again(space):
     with pytest.raises(DataError, match=f"run `persona recsys prepare --work {space.root}"):
-        space.data()
+        space.data(RECSYS)
     walks().save(space.prepared)
-    assert space.data().digest == walks().digest
+    assert space.data(RECSYS).digest == walks().digest
 
 
 def test_settings_are_remembered_as_readable_json(space):
@@ -92,23 +87,34 @@ def test_settings_are_remembered_as_readable_json(space):
 
 
 def test_what_is_taken_over_is_what_is_neither_given_nor_the_default(space, tmp_path):
-    assert space.taken_over({}) == {}
+    assert space.taken_over(RECSYS, {}) == {}
     space.remember(RecsysConfig(host="gru4rec", dim=8, epochs=3))
-    assert space.taken_over({}) == {"host": "gru4rec", "dim": 8, "epochs": 3}
-    assert space.taken_over({"host": "din", "dim": None}, toml(tmp_path, "epochs = 5\n")) == {"dim": 8}
+    assert space.taken_over(RECSYS, {}) == {"host": "gru4rec", "dim": 8, "epochs": 3}
+    assert space.taken_over(RECSYS, {"host": "din", "dim": None}, toml(tmp_path, "epochs = 5\n")) == {"dim": 8}
 
 
 def test_ranking_the_whole_catalogue_is_monitored_by_ranks_unless_asked_otherwise(space):
-    assert space.settings({"protocol": "full"}).monitor == "ndcg_10"
+    assert space.settings(RECSYS, {"protocol": "full"}).monitor == "ndcg_10"
     space.remember(RecsysConfig(monitor="auc"))
-    assert space.settings({"protocol": "full"}).monitor == "ndcg_10", "what another protocol selected by"
-    assert space.settings({"protocol": "full", "monitor": "hr_5"}).monitor == "hr_5"
-    assert space.settings({"protocol": "paper"}).monitor == "auc"
+    assert space.settings(RECSYS, {"protocol": "full"}).monitor == "ndcg_10", "what another protocol selected by"
+    assert space.settings(RECSYS, {"protocol": "full", "monitor": "hr_5"}).monitor == "hr_5"
+    assert space.settings(RECSYS, {"protocol": "paper"}).monitor == "auc"
     with pytest.raises(ConfigError, match="monitor 'uauc' cannot select epochs under protocol full"):
-        space.settings({"protocol": "full", "monitor": "uauc"})
-    assert under_protocol(RecsysConfig(preset="paper"), "full").monitor == "ndcg_10"
-    assert under_protocol(RecsysConfig(monitor="mrr"), "full").monitor == "mrr"
-    assert under_protocol(RecsysConfig(), "paper") == RecsysConfig(protocol="paper")
+        space.settings(RECSYS, {"protocol": "full", "monitor": "uauc"})
+    assert RecsysConfig().under_protocol("full") == RecsysConfig(protocol="full", monitor="ndcg_10")
+    assert RecsysConfig(monitor="mrr").under_protocol("full").monitor == "mrr"
+    assert RecsysConfig().under_protocol("paper") == RecsysConfig(protocol="paper")
+
+
+def test_what_prepared_data_asks_for_is_taken_up(space):
+    space.suggest(host="compact", host_groups="clean")
+    config = space.settings(VISION, {"epochs": 3, "host": None})
+    assert (config.host, config.host_groups, config.epochs) == ("compact", "clean", 3)
+    space.remember(config)
+    assert space.settings(VISION, {"host": "resnet18"}).epochs == 3
+    assert space.comparison(VISION, config.protocol).name == "comparison.json"
+    with pytest.raises(DataError, match="persona vision prepare"):
+        space.data(VISION)
 
 
 def test_every_host_has_a_lineage_of_its_own(space):
@@ -116,3 +122,12 @@ def test_every_host_has_a_lineage_of_its_own(space):
     assert one.root != other.root
     assert {one.root.parent, other.root.parent} == {space.prototypes}
     assert (one.head, one.host) == ("", "a" * 64)
+
+
+def test_a_preset_or_host_that_is_given_brings_its_own_training(space):
+    space.remember(RecsysConfig(preset="paper", epochs=5, negatives=7))
+    assert space.settings(RECSYS, {}) == RecsysConfig(preset="paper", epochs=5, negatives=7)
+    assert space.settings(RECSYS, {"preset": "modern"}) == RecsysConfig(epochs=5, negatives=7)
+    assert space.taken_over(RECSYS, {}) == {"preset": "paper", "epochs": 5, "negatives": 7}
+    space.remember(RecsysConfig())
+    assert space.settings(RECSYS, {"host": "din"}) == RecsysConfig(host="din")

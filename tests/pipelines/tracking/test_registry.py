@@ -13,6 +13,7 @@ from persona.errors import ConfigError, DataError
 from pipelines import tracking
 from pipelines.tracking import pyfunc_recommender, registry
 from recsys.serving.recommender import Recommender
+from recsys.task import RECSYS
 from tests.recsys.toy import ITEMS, personalised
 
 IDS = [str(100 + i) for i in range(1, ITEMS + 1)]
@@ -40,7 +41,7 @@ def release(workplace, recommender, bundle, monkeypatch):
     def register(**tags):
         tracking.connect("recsys")
         with tracking.run("release"):
-            return registry.register(bundle, recommender, {"mode": "joint", **tags}, {"time/uauc": 0.9})
+            return registry.register(RECSYS, bundle, recommender, {"mode": "joint", **tags}, {"time/uauc": 0.9})
 
     return register
 
@@ -95,7 +96,7 @@ def test_a_release_that_was_killed_and_goes_on_registers_no_second_version(relea
     made = client.get_model_version("persona-recsys", "1")
     client.delete_registered_model_alias("persona-recsys", "candidate")
     with tracking.run("release", run_id=made.run_id):
-        again = registry.register(bundle, recommender, {"mode": "joint"}, {"time/uauc": 0.9})
+        again = registry.register(RECSYS, bundle, recommender, {"mode": "joint"}, {"time/uauc": 0.9})
     assert again.version == 1
     assert [v.version for v in client.search_model_versions("name = 'persona-recsys'")] == [1]
     assert client.get_model_version_by_alias("persona-recsys", "candidate").run_id == made.run_id

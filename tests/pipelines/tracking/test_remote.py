@@ -16,7 +16,7 @@ from pipelines import tracking
 from pipelines.doctor import free_port
 from pipelines.versions import comparing, comparison_log, lineage_view, promotion
 from pipelines.versions import names as versions
-from tests.pipelines.registered import MODEL, register, snapshot
+from tests.pipelines.made_versions import MODEL, register, snapshot
 from tests.pipelines.small import SMALL
 from tests.recsys.toy import write_walks
 

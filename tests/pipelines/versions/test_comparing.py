@@ -9,10 +9,10 @@ from persona.errors import ConfigError
 from persona.prototypes import PrototypeBank
 from pipelines import tracking
 from pipelines.cli import main
-from pipelines.versions import comparing, comparison_log, pages, promotion
+from pipelines.versions import comparing, comparison_log, pages
 from pipelines.versions.comparing import Side
 from tests.persona.prototypes import world
-from tests.pipelines.registered import BANKS, MODEL, refined, register, register_bank, snapshot
+from tests.pipelines.made_versions import BANKS, MODEL, refined, register, register_bank, snapshot
 
 USERS = 30
 LIGHT = np.arange(USERS) < USERS // 3
@@ -240,19 +240,3 @@ def test_comparing_leaves_the_experiment_of_the_task_alone(workplace):
     a, b = comparing.sides(client, f"{MODEL}/1", f"{MODEL}/2")
     run_id = comparison_log.log(client, a, b, comparing.compare(a, b))
     assert client.get_experiment(client.get_run(run_id).info.experiment_id).name == "comparisons"
-
-
-def test_versions_made_on_different_rows_are_compared_on_those_of_the_later_one(workplace):
-    first = world.partition().bank
-    second = refined(first, 1)
-    on_new_rows = {first.version[:12]: snapshot(np.full(USERS, 0.3), USERS, rows="new")}
-    register_bank(first, snapshot(np.full(USERS, 0.9), USERS, rows="old"), tags={"bank_version": first.version})
-    later = snapshot(np.full(USERS, 0.4), USERS, rows="new")
-    register_bank(second, later, tags={"bank_version": second.version}, others=on_new_rows)
-    client = mlflow.MlflowClient()
-    for names, gain in (((f"{BANKS}/1", f"{BANKS}/2"), 0.1), ((f"{BANKS}/2", f"{BANKS}/1"), -0.1)):
-        difference = comparing.compare(*comparing.sides(client, *names))
-        assert difference.overall[0].gain.mean == pytest.approx(gain)
-        assert difference.remarks == []
-    promotion.promote(client, f"{BANKS}/1")
-    assert promotion.promote(client, f"{BANKS}/2").gate == "passed"

@@ -10,7 +10,7 @@ from persona.errors import ConfigError
 from pipelines.cli import main
 from pipelines.versions import lineage_view, promotion
 from tests.persona.prototypes import world
-from tests.pipelines.registered import BANKS, MODEL, refined, register, register_bank, snapshot
+from tests.pipelines.made_versions import BANKS, MODEL, refined, register, register_bank, snapshot
 from tests.pipelines.versions.test_comparing import Outline
 
 

@@ -15,7 +15,7 @@ from pipelines.versions import names as versions
 from pipelines.versions import promotion
 from pipelines.versions.promotion import Event
 from pipelines.versions.promotion_gate import Limits
-from tests.pipelines.registered import MODEL, register, snapshot
+from tests.pipelines.made_versions import MODEL, register, snapshot
 
 BEST, SAME, WORSE = 0.6, 0.5, 0.4
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from persona.errors import ConfigError, MismatchError
 from pipelines.versions import promotion_gate, snapshots
 from pipelines.versions.promotion_gate import Limits
-from tests.pipelines.registered import snapshot
+from tests.pipelines.made_versions import snapshot
 
 USERS = 90
 CHAMPION = snapshot(np.linspace(0.2, 0.8, USERS), USERS)
@@ -53,7 +53,7 @@ def test_a_gain_on_average_that_harms_one_segment_fails_there():
 
 def test_less_is_better_for_losses():
     def loss(values):
-        return snapshots.measured(
+        return snapshots.from_columns(
             "user", "time", "r", units=["a", "b"], metrics={"time/logloss": values}, segments=["light", "light"]
         )
 
@@ -67,7 +67,7 @@ def test_units_are_paired_by_name_and_not_by_place():
     names = [f"u{i}" for i in range(USERS)]
     order = np.random.default_rng(1).permutation(USERS)
     values = np.linspace(0.2, 0.8, USERS)
-    shuffled = snapshots.measured(
+    shuffled = snapshots.from_columns(
         "user",
         "time",
         "rows",

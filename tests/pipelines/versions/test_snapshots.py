@@ -8,7 +8,7 @@ import pytest
 from persona.errors import DataError, FormatError
 from pipelines import tracking
 from pipelines.versions import snapshots
-from tests.pipelines.registered import snapshot
+from tests.pipelines.made_versions import snapshot
 
 
 def test_a_snapshot_survives_its_files(tmp_path):

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.data.batches import Context
-from recsys.methods import METHODS, RIVALS, Problem, measure, rivals, train_method
+from recsys.methods import METHODS, Problem, measure, rivals, train_method
 from recsys.methods.stream import Pairs
+from recsys.task import RECSYS
 from tests.recsys.toy import ITEMS, SMALL, sequences, walks
 
 SIMPLE = ("popularity", "popularity_recent", "item_knn", "markov", "personal")
@@ -34,7 +35,7 @@ def scores(name, data, positions, config=TIME):
 
 
 def test_the_rivals_of_every_comparison_are_methods():
-    assert set(RIVALS) < set(SIMPLE) < set(METHODS)
+    assert set(RECSYS.rivals) < set(SIMPLE) < set(METHODS)
 
 
 @pytest.mark.parametrize("name", SIMPLE)

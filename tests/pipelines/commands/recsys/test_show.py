@@ -6,10 +6,10 @@ import pytest
 from persona.bootstrap import Interval, SeedsInterval
 from persona.comparison import Measured, Row
 from pipelines import console
-from pipelines.commands.recsys import main as recsys_cli
+from pipelines.commands import task
 from pipelines.commands.recsys import show as recsys_show
 from pipelines.steps.evaluate import Comparison
-from pipelines.steps.recsys import Released
+from pipelines.steps.release import Released
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking.registry import Registered
 from recsys.config import RecsysConfig
@@ -83,7 +83,7 @@ def test_a_release_says_what_it_holds(capsys, bank, k, said):
 
 def test_epochs_that_are_told_twice_are_shown_once(capsys):
     """A training that several parts of a step ask for tells its history to each of them."""
-    with recsys_cli.epochs(RecsysConfig(epochs=2)) as on_epoch:
+    with task.epochs(RecsysConfig(epochs=2)) as on_epoch:
         for _ in range(2):
             for epoch in range(2):
                 on_epoch("host", {"epoch": float(epoch), "uauc": 0.5 + epoch})

@@ -7,12 +7,10 @@ import pytest
 import typer
 import yaml
 
-from persona.errors import DataError
 from pipelines import console
 from pipelines.commands.vision import main as vision_cli
 from pipelines.commands.vision import show as vision_show
 from pipelines.steps.vision_answers import Answer
-from pipelines.steps.vision_workspace import VisionWorkspace
 from vision.config import VisionConfig
 from vision.serving.classifier import Classification
 
@@ -22,7 +20,7 @@ STEPS = {"prepare", "pretrain", "edit", "evaluate", "prototypes", "release", "re
 
 
 def test_every_step_is_a_command_and_an_entry_point():
-    assert set(COMMANDS) == STEPS | {"run", "evidence"}
+    assert set(COMMANDS) == STEPS | {"run"}
     named = {name for name in ENTRY_POINTS if name.startswith("vision")}
     assert named == {"vision"} | {f"vision-{step}" for step in STEPS}
 
@@ -36,20 +34,9 @@ def test_every_setting_is_an_option_with_help_and_default(command):
         assert default == f"{setting.default}]"
 
 
-def test_settings_are_taken_over_from_step_to_step(tmp_path):
-    space = VisionWorkspace(tmp_path)
-    space.suggest(host="compact", host_groups="clean")
-    config = space.settings({"epochs": 3, "host": None})
-    assert (config.host, config.host_groups, config.epochs) == ("compact", "clean", 3)
-    space.remember(config)
-    assert space.settings({"host": "resnet18"}).epochs == 3
-    with pytest.raises(DataError, match="persona vision prepare"):
-        space.data()
-
-
 def test_an_answer_names_images_classes_and_what_was_skipped(capsys):
     found = Classification(["cat", "dog"], [[0.9, 0.1], [0.2, 0.8]], "host", fallback="the bundle has no editor")
-    vision_show.show_answer(Answer(["a.png", "b.png"], [], ["c.png: it is damaged"], found), console.Output(False))
+    vision_show.answered(Answer(["a.png", "b.png"], [], ["c.png: it is damaged"], found), console.Output(False))
     shown = " ".join(capsys.readouterr().out.split())
     assert "skipped c.png: it is damaged" in shown
     assert "2 images, level host (the bundle has no editor)" in shown

@@ -23,7 +23,7 @@ def snapshot(ndcg=None, users=USERS, rows="rows", units=None, **more):
     segments = snapshots.activity_segments(np.arange(users) + 1)
     values = np.full(users, 0.5) if ndcg is None else ndcg
     metrics = {"time/ndcg_10": values}
-    return snapshots.measured("user", "time", rows, units=names, metrics=metrics, segments=segments, **more)
+    return snapshots.from_columns("user", "time", rows, units=names, metrics=metrics, segments=segments, **more)
 
 
 def register(made, model=MODEL, tags=None, name="release"):
@@ -48,7 +48,7 @@ def refined(bank, seed):
     return refine(bank, world.metric(), statistics, RefineConfig(min_users=2)).bank
 
 
-def register_bank(bank, made=None, model=BANKS, tags=None, others=None):
+def register_bank(bank, made=None, model=BANKS, tags=None):
     """A new version of a bank; returns its number."""
     tracking.connect("films")
     client = mlflow.MlflowClient()
@@ -56,7 +56,7 @@ def register_bank(bank, made=None, model=BANKS, tags=None, others=None):
         save_bank(Path(folder), bank)
         client.log_artifacts(run.info.run_id, folder, "bank")
         if made is not None:
-            snapshots.log(made, others)
+            snapshots.log(made)
     if model not in {found.name for found in client.search_registered_models()}:
         client.create_registered_model(model)
     source = f"{run.info.artifact_uri}/bank"

@@ -1,91 +1,51 @@
-"""What a version of a recommender, or of its bank, leaves to be compared by: metrics of every user, and answers to a few histories.
+"""What a recommender, or a version of its bank, did on the test rows: metrics of every user, and answers to a few histories.
 
-Everything is taken at the test rows: a user's segment is how many events came before the first of them, the prototype is the one
-nearest to what was known then, and the answers are to that history.
+A user's segment is how many events came before the first of their test rows, the prototype is the one nearest to what was known
+then, and the answers are to that history.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from persona.comparison import Measured, metric_name
-from persona.storage import digest_json
-from pipelines.versions import snapshots
-from pipelines.versions.snapshots import INPUT, ITEM, RANK, TITLE, UNIT, Snapshot
+from persona.comparison import Measured, labelled
+from persona.task import Observed
 from recsys.data.batches import Context
 from recsys.data.sequences import SequenceData
-from recsys.evaluation import ROWS, Evaluated, Evaluation
+from recsys.evaluation import ROWS
 from recsys.methods import Problem
-from recsys.prototypes import ServedAtLevel
 from recsys.serving.recommender import Recommender
+from recsys.task import RECSYS
 
-# Metrics that decide; the rest is in the run.
-METRICS = ("uauc", "ndcg_10", "hr_10")
-# The level at which prototypes alone answer, and its name behind the protocol.
-PROTOTYPE = "prototype"
 # Users whose answers are kept, and what of their history is shown.
 ASKED, SHOWN, ANSWERED = 200, 3, 10
 
 
-def of_release(problem: Problem, measured: Measured, recommender: Recommender) -> Snapshot:
-    """The snapshot of a bundle on the test rows of its problem.
+def observe(problem: Problem, measured: Mapping[str, Measured], recommender: Recommender, level: str) -> Observed:
+    """A version on the test rows of its problem.
 
     Args:
         problem: rows and protocol.
-        measured: what the bundle achieved on them with whole edits.
-        recommender: the bundle; with a bank, what its prototypes alone achieve is measured, too.
-    """
-    levels = {"": Evaluated(measured.summary, measured.per_unit, measured.units)}
-    if recommender.server is not None:
-        served = ServedAtLevel(recommender.model, recommender.server, PROTOTYPE)
-        with problem.reporting():
-            levels[PROTOTYPE] = problem.test.run(served)
-    with problem.reporting():
-        return taken(problem.test, levels, recommender, protocol=problem.config.protocol)
-
-
-def taken(
-    evaluation: Evaluation,
-    measured: Mapping[str, Evaluated],
-    recommender: Recommender,
-    *,
-    protocol: str,
-    level: str = "edit",
-) -> Snapshot:
-    """The snapshot of a version.
-
-    Args:
-        evaluation: the test rows.
         measured: what the version achieved on them at one or more levels; a key is put behind the protocol in the names of
             the metrics (``time prototype/ndcg_10``), an empty one adds nothing.
         recommender: the version itself.
-        protocol: of the rows.
         level: at which it answers.
     """
+    evaluation, protocol = problem.test, problem.config.protocol
     data, positions = evaluation.data, evaluation.positions
     users, first = np.unique(evaluation.users, return_index=True)
     known = data.basket_start[positions[first]]
     names = data.user_ids.gather(users).to_list()
-    metrics = {
-        metric_name(f"{protocol} {label}".strip(), metric): result.per_user[metric]
-        for label, result in measured.items()
-        for metric in METRICS
-        if metric in result.per_user
-    }
-    rows = [data.digest, protocol, evaluation.seed, hashlib.sha256(positions.tobytes()).hexdigest()]
-    return snapshots.measured(
-        "user",
-        protocol,
-        digest_json(rows),
-        units=names,
-        metrics=metrics,
-        segments=snapshots.activity_segments(known - data.offsets[users]),
+    return Observed(
+        [data.digest, protocol, evaluation.seed, hashlib.sha256(positions.tobytes()).hexdigest()],
+        names,
+        labelled(protocol, measured, RECSYS.compared),
+        known - data.offsets[users],
         prototypes=_prototypes(recommender, data, positions[first]),
         answers=_answers(recommender, data, dict(zip(names, known, strict=True)), users, level),
     )
@@ -109,7 +69,7 @@ def _answers(
     known: Mapping[str, int],
     users: Sequence[int] | NDArray[np.int64],
     level: str,
-) -> list[dict[str, Any]]:
+) -> list[tuple[str, str, int, str, str]]:
     """Ranked items for users spread evenly over all; ``known`` says up to where the history of each is given."""
     chosen = np.unique(np.linspace(0, len(users) - 1, min(ASKED, len(users))).astype(np.int64))
     names = list(known)
@@ -121,7 +81,7 @@ def _answers(
     histories = {name: history for name, history in histories.items() if history}
     answers = recommender.recommend_many(list(histories.values()), ANSWERED, level=level)
     return [
-        {UNIT: name, INPUT: _shown(history, titles), RANK: rank, ITEM: item.item_id, TITLE: item.title or ""}
+        (name, _shown(history, titles), rank, item.item_id, item.title or "")
         for (name, history), answer in zip(histories.items(), answers, strict=True)
         for rank, item in enumerate(answer.items, start=1)
     ]

@@ -1,0 +1,192 @@
+"""The commands that all tasks have, made from a ``Task``: options in, a step, tables or JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persona.task import OnEpoch, Task
+from pipelines import console
+from pipelines.commands import bars
+from pipelines.commands.options import ConfigOption, Jobs, Methods, Seeds, WorkOption, split, with_settings
+
+if TYPE_CHECKING:
+    from pipelines.steps.evaluate import Comparison
+    from pipelines.steps.release import Released
+    from pipelines.steps.workspace import Workspace
+
+Against = Annotated[str, typer.Option(help="A method to show the differences to, beside those to the host.")]
+
+TRAININGS = ("pretrain", "edit")
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What the common commands of a task say of themselves.
+
+    Attributes:
+        help: of every command, by its name.
+        examples: likewise.
+        validated: heading of what a training reached.
+        comparison: shows one comparison of methods.
+        released: shows what was released.
+    """
+
+    help: Mapping[str, str]
+    examples: Mapping[str, str]
+    validated: Callable[[Any], str]
+    comparison: Callable[[Comparison, console.Output], None]
+    released: Callable[[Released, console.Output], None]
+
+
+def register(app: typer.Typer, task: Task, words: Wording) -> None:
+    """Add the commands that the ``words`` speak of, among ``pretrain``, ``edit``, ``evaluate`` and ``release``, to ``app``."""
+    fixed = {} if len(task.protocols) > 1 else {"protocols": ""}
+    for command in (
+        *(_training(task, words, step) for step in TRAININGS),
+        _evaluate(task, words),
+        _release(task, words),
+    ):
+        name = command.__name__
+        if name in words.help:
+            command.__doc__ = words.help[name]
+            without = fixed if name == "evaluate" else {}
+            app.command(name, epilog=words.examples[name])(with_settings(command, task.config, without))
+
+
+def start(task: Task, as_json: bool, *, on_ranks: bool = False) -> console.Output:
+    """Where to print. torch is set up here, after the command line was understood.
+
+    ``on_ranks`` says that the command may be done by several processes.
+    """
+    from persona import runtime
+    from pipelines.steps import processes
+
+    if not (on_ranks and task.ranks):
+        processes.refuse()
+    runtime.configure()
+    return console.Output(as_json)
+
+
+def workspace(root: Path) -> Workspace:
+    """The folder that steps share."""
+    from pipelines.steps.workspace import Workspace
+
+    return Workspace(root)
+
+
+def epochs(settings: Any) -> AbstractContextManager[OnEpoch]:
+    """A bar for every training of a step."""
+    return bars.trainings(settings.monitor, settings.epochs_of)
+
+
+def evaluated(
+    task: Task, space: Workspace, settings: Any, protocols: Sequence[str], methods: Sequence[str], seeds: int, jobs: int
+) -> list[Comparison]:
+    """The step ``evaluate`` with a bar of its methods."""
+    from persona.comparison import with_host
+    from pipelines.steps import evaluate
+
+    protocols = list(protocols) or [settings.protocol]
+    total = len(protocols) * seeds * len(with_host(methods, task.methods(), task.rivals))
+    with console.progress("methods", total) as advance:
+        notify = bars.methods(advance, settings.monitor)
+        return evaluate.evaluate(
+            task, settings, space, protocols=protocols, methods=methods, seeds=seeds, jobs=jobs, notify=notify
+        )
+
+
+def released(task: Task, space: Workspace, settings: Any, **options: Any) -> Released:
+    """The step ``release`` with bars of its trainings."""
+    from pipelines.steps import release
+
+    with epochs(settings) as on_epoch:
+        return release.release(task, settings, space, on_epoch, **options)
+
+
+def _training(task: Task, words: Wording, step: str) -> Callable[..., None]:
+    def command(
+        given: dict[str, Any],
+        work: WorkOption = task.work,
+        config: ConfigOption = None,
+        as_json: console.JsonOption = False,
+    ) -> None:
+        out = start(task, as_json, on_ranks=True)
+        from persona.training.ranks import current
+        from pipelines.steps import processes, train
+
+        space = workspace(work)
+        with processes.joined() if task.ranks else nullcontext(current()) as ranks:
+            settings = space.settings(task, given, config)
+            with epochs(settings) as on_epoch:
+                result = getattr(train, step)(task, settings, space, on_epoch)
+        if not ranks.main:
+            return
+        rows = [[name, value] for name, value in result.validation.items() if name != "epoch"]
+        title = f"{result.name}: {result.epochs} epochs, best {result.best_epoch}"
+        out.table(title, ["metric", words.validated(settings)], rows)
+        out.result(result)
+
+    command.__name__ = step
+    return command
+
+
+def _evaluate(task: Task, words: Wording) -> Callable[..., None]:
+    def evaluate(
+        given: dict[str, Any],
+        work: WorkOption = task.work,
+        config: ConfigOption = None,
+        methods: Methods = "",
+        protocols: Annotated[str, typer.Option(help="Comma-separated protocols; --protocol by default.")] = "",
+        seeds: Seeds = 1,
+        jobs: Jobs = 1,
+        against: Against = "",
+        as_json: console.JsonOption = False,
+    ) -> None:
+        out = start(task, as_json)
+        space = workspace(work)
+        settings = space.settings(task, given, config)
+        chosen = split(methods)
+        if against and chosen:
+            chosen.append(against)
+        found = []
+        for comparison in evaluated(task, space, settings, split(protocols), chosen, seeds, jobs):
+            words.comparison(comparison, out)
+            found.append(comparison.as_dict())
+            if against:
+                _against(comparison, against, out)
+                found[-1]["against"] = {against: [row.as_dict() for row in comparison.against(against)]}
+        out.result(found if len(task.protocols) > 1 else found[0])
+
+    return evaluate
+
+
+def _against(found: Comparison, method: str, out: console.Output) -> None:
+    """All methods against one of them, instead of the host."""
+    rows = [
+        [row.method, *(str(row.differences[h].interval) if row.differences else "-" for h in found.headlines)]
+        for row in found.against(method)
+    ]
+    columns = [f"{found.protocol}/{h} [95 %]" for h in found.headlines]
+    out.table(f"Protocol {found.protocol}: differences to {method}", ["method", *columns], rows)
+
+
+def _release(task: Task, words: Wording) -> Callable[..., None]:
+    def release(
+        given: dict[str, Any],
+        work: WorkOption = task.work,
+        config: ConfigOption = None,
+        as_json: console.JsonOption = False,
+    ) -> None:
+        out = start(task, as_json)
+        space = workspace(work)
+        made = released(task, space, space.settings(task, given, config))
+        words.released(made, out)
+        out.result(made)
+
+    return release

@@ -1,0 +1,144 @@
+"""The task of recommending: what the steps of every pipeline call, for users and their histories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona.task import Interface, Task, later
+from recsys.config import HOLD_BACK, RecsysConfig
+
+if TYPE_CHECKING:  # the command line reads a task without waiting for torch
+    from persona.comparison import Measured
+    from persona.prototypes import PrototypeBank
+    from persona.training.objective import FitResult
+    from recsys.evaluation import Evaluation
+    from recsys.methods import Problem, Trained
+    from recsys.personalised import Personalised
+    from recsys.serving.recommender import Recommender
+
+# Events of an example of what the registered model reads.
+EXAMPLE_LENGTH = 5
+
+
+def _headlines(protocol: str) -> tuple[str, ...]:
+    own = {"full": ("ndcg_10", "hr_10"), "time": ("uauc", "ndcg_10", "full_ndcg_10")}
+    return own.get(protocol, ("uauc", "ndcg_10"))
+
+
+def _train_host(problem: Problem) -> tuple[str, FitResult]:
+    if problem.config.mode in HOLD_BACK:
+        problem.early_host()
+    else:
+        problem.base_host()
+    return problem.trainings.results.popitem()
+
+
+def _model(trained: Trained) -> Personalised:
+    from recsys.personalised import Personalised
+
+    model = trained.scorer
+    assert isinstance(model, Personalised)
+    assert model.editor is not None
+    model.editor.host = model.host.digest()
+    return model
+
+
+def _levels(
+    problem: Problem, evaluation: Evaluation, model: Personalised, bank: PrototypeBank, levels: Sequence[str]
+) -> dict[str, Measured]:
+    from persona.comparison import Measured
+    from recsys.prototypes import evaluate_levels
+
+    found = evaluate_levels(evaluation, model, bank, levels)
+    return {level: Measured(level, e.summary, e.per_user, e.users) for level, e in found.items()}
+
+
+def _release(problem: Problem, model: Personalised, info: Mapping[str, Any]) -> Recommender:
+    from persona.torch_device import on_cpu
+    from recsys.serving.recommender import Recommender
+
+    data = problem.data
+    return Recommender(
+        on_cpu(model), data.item_ids.to_list(), None if data.titles is None else data.titles.to_list(), info
+    )
+
+
+def _with_bank(release: Recommender, bank: PrototypeBank) -> Recommender:
+    from recsys.serving.recommender import Recommender
+
+    return Recommender(release.model, release.item_ids, release.titles, release.info, bank)
+
+
+def _save(release: Recommender, folder: Path, item_table: str = "") -> None:
+    """``item_table`` is how a service keeps the items, as in ``Recommender.compile``."""
+    release.compile(item_table).save(folder)
+
+
+def _requirements() -> list[str]:
+    """Fbgemm is one package for CPUs, and another one for GPUs: the one that is installed."""
+    try:
+        version("fbgemm-gpu")
+        fbgemm = "fbgemm-gpu"
+    except PackageNotFoundError:
+        fbgemm = "fbgemm-gpu-cpu"
+    return ["torch", "torchrec", "onnxruntime", "safetensors", "polars", "numpy", "pandas", fbgemm]
+
+
+def _example(release: Recommender) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"history": [release.item_ids[:EXAMPLE_LENGTH]]})
+
+
+def _describe(release: Recommender, tags: Mapping[str, Any]) -> str:
+    host = release.model.host.config
+    return (
+        f"{host.kind} host ({host.variant}, d = {host.dim}, T = {host.max_length}) over {len(release.item_ids):,} items, "
+        f"with an editor trained in mode {tags.get('mode', '?')}."
+    )
+
+
+RECSYS = Task(
+    name="recsys",
+    place="recsys.task:RECSYS",
+    unit="user",
+    context="context",
+    work=Path("work"),
+    config=RecsysConfig,
+    protocols=("paper", "full", "time"),
+    compared=("uauc", "ndcg_10", "hr_10"),
+    deciding=("uauc", "ndcg_10"),
+    tagged=("host", "preset", "seed"),
+    interface=Interface(
+        artifact="recommender",
+        inputs={"history": [str]},
+        outputs={"items": [str], "scores": [float], "titles": [str], "level": str, "fallback": str},
+        parameters={"k": 10, "level": "edit"},
+        requirements=_requirements,
+        example=_example,
+        describe=_describe,
+    ),
+    load=later("recsys.data.sequences:SequenceData.load"),
+    problem=later("recsys.methods:Problem"),
+    methods=later("recsys.methods:METHODS.keys"),
+    # Whoever does not beat these needs no model.
+    rivals=("popularity_recent", "item_knn"),
+    headlines=_headlines,
+    measure=later("recsys.methods:measure"),
+    train_host=_train_host,
+    train_configured=later("recsys.methods:train_configured"),
+    model=_model,
+    bank_config=attrgetter("bank_config"),
+    fit_bank=later("recsys.prototypes:fit_bank"),
+    levels=_levels,
+    release=_release,
+    with_bank=_with_bank,
+    save=_save,
+    observe=later("recsys.observed:observe"),
+    ranks=True,
+    versions_apart=True,
+)
