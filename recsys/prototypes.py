@@ -237,7 +237,7 @@ def fit_prototypes(
 
 
 def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Personalised:
-    """What ranks at a level of ``recsys.serving.recommender.LEVELS``; ``prototype`` and ``basis`` need the bank."""
+    """What ranks at a level of ``persona.cloud.LEVELS``; ``prototype`` and ``basis`` need the bank."""
     if level == "host":
         return Personalised(model.host).eval()
     if level == "edit":

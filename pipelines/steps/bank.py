@@ -21,7 +21,7 @@ from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refineme
 from persona.prototypes import refine as refine_bank
 from pipelines import tracking
 from pipelines.steps.collecting import new_events, of_files, of_window
-from pipelines.steps.recsys import EXPERIMENT, OnEpoch, load_recommender
+from pipelines.steps.recsys import EXPERIMENT, OnEpoch
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking import bank_figures
 from pipelines.tracking.banks import (
@@ -41,7 +41,7 @@ from recsys.evaluation import Evaluated, Evaluation
 from recsys.methods import Problem, train_configured
 from recsys.personalised import Personalised
 from recsys.prototypes import BankConfig, FittedBank, Notify, evaluate_levels, fit_prototypes
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 
 MODEL = "persona-recsys-prototypes"
 # Levels at which versions of a bank differ.
@@ -106,11 +106,15 @@ def prototypes(
         lineage = work.lineage(fitted.bank.host)
         first = fitted.partition.bank
         made = []
-        parent: Recommender | None = None
+        parent: Release | None = None
         for bank in [first] if fitted.bank.version == first.version else [first, fitted.bank]:
             notify(f"version {bank.version[:8]}")
             lineage.save(bank, fitted.partition.statistics if bank is first else None, report)
-            recommender = Recommender(model, data.item_ids.to_list(), _titles(work), bank=bank)
+            recommender = (
+                Release(model, data.item_ids.to_list(), _titles(work), bank=bank)
+                if parent is None
+                else parent.with_bank(bank)
+            )
             made.append(_register_fitted(recommender, parent, problem, fitted, report))
             parent = recommender
     work.remember(config)
@@ -147,7 +151,7 @@ def refine(
         MismatchError: statistics were collected with another version of the bank.
     """
     limits = limits or RefineConfig()
-    recommender = load_recommender(work.bundle)
+    recommender = Release.load(work.bundle)
     editor = recommender.model.editor
     if editor is None:
         raise ConfigError(f"{work.bundle} is a host without an editor, which has no prototypes to refine")
@@ -169,10 +173,7 @@ def refine(
         refinement = refine_bank(bank, metric, merged.statistics, limits)
         report = refinement.report() | {"window": merged.window, "compared": found is not None}
         lineage.save(refinement.bank, merged.statistics, report)
-        parent, child = (
-            Recommender(recommender.model, recommender.item_ids, recommender.titles, recommender.info, version)
-            for version in (bank, refinement.bank)
-        )
+        parent, child = (recommender.with_bank(version) for version in (bank, refinement.bank))
         changes, summary = ({}, {}) if found is None else _on_window(found, parent, child)
         served = not any(_behind(changes, f"window/{metric}_vs_parent") for metric in ("uauc", "ndcg_10"))
         if not served:
@@ -201,7 +202,7 @@ def refine(
 
 
 def _register_fitted(
-    recommender: Recommender, parent: Recommender | None, problem: Problem, fitted: FittedBank, report: dict[str, Any]
+    recommender: Release, parent: Release | None, problem: Problem, fitted: FittedBank, report: dict[str, Any]
 ) -> Banked:
     """Measure a fitted version on the test rows, and register it in a run of its own."""
     bank, protocol = recommender.bank, problem.config.protocol
@@ -229,8 +230,8 @@ def _register_fitted(
 
 def _changes(
     evaluation: Evaluation,
-    child: Recommender,
-    parent: Recommender | None,
+    child: Release,
+    parent: Release | None,
     measured: Mapping[str, Evaluated],
     prefix: str,
 ) -> dict[str, SeedsInterval]:
@@ -243,9 +244,7 @@ def _changes(
     return found
 
 
-def _on_window(
-    window: Window, parent: Recommender, child: Recommender
-) -> tuple[dict[str, SeedsInterval], dict[str, float]]:
+def _on_window(window: Window, parent: Release, child: Release) -> tuple[dict[str, SeedsInterval], dict[str, float]]:
     """Child against parent and host on the new events, prototypes alone; and what the child reaches there."""
     rows = window.targets()
     if len(np.unique(window.data.user_of(rows))) < 2:
@@ -266,7 +265,7 @@ def _on_window(
     return {name.replace("window prototype", "window"): v for name, v in changes.items()}, summary
 
 
-def _log_snapshot(work: Workspace, recommender: Recommender) -> None:
+def _log_snapshot(work: Workspace, recommender: Release) -> None:
     """The version on the test rows that the bundle was released with, so that any two versions can be compared."""
     settings = recommender.info.get("settings")
     if settings is None or not work.prepared.exists():
@@ -295,7 +294,7 @@ def _as_tags(changes: Mapping[str, SeedsInterval]) -> dict[str, str]:
     return {name: str(change.interval) for name, change in changes.items()}
 
 
-def _server(recommender: Recommender) -> Server:
+def _server(recommender: Release) -> Server:
     assert recommender.server is not None
     return recommender.server
 

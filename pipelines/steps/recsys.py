@@ -2,7 +2,7 @@
 
     prepare -> pretrain -> edit -> evaluate -> prototypes -> release -> recommend
 
-The steps around prototypes are in ``bank_steps``.
+The steps around prototypes are in ``bank``, answers in ``answers``.
 
 Each step finds what it needs in the workspace and can be run again alone; what is already there is not trained again. Run
 inside ``mlflow run`` or another run, a step joins it.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.comparison import compare, metric_name, with_host
-from persona.errors import ConfigError, DataError
+from persona.errors import DataError
 from persona.storage import read_json, write_json
 from persona.training.objective import FitResult
 from persona.training.ranks import current
@@ -34,7 +34,7 @@ from recsys.data.sequences import SequenceData
 from recsys.methods import METHODS, Problem, Trained, measure, train_configured
 from recsys.personalised import Personalised
 from recsys.prototypes import served_bank
-from recsys.serving.recommender import Recommendation, Recommender
+from recsys.serving.release import Release
 
 EXPERIMENT = "recsys"
 # Metrics that tables and figures show; all are logged.
@@ -177,7 +177,7 @@ class Released:
 def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = None, item_table: str = "") -> Released:
     """Pack host, editor and the bank at the head of their lineage; register the bundle and call it the candidate.
 
-    ``item_table`` is how a service keeps the items, as in ``Recommender.compile``.
+    ``item_table`` is how a service keeps the items, as in ``Release.compile``.
     """
     tracking.connect(EXPERIMENT)
     with tracking.run("release", tags={"step": "release"}):
@@ -188,8 +188,8 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
         method = f"persona_{mode}"
         measured = {name: measure(problem, name) for name in ("host", method)}
         metrics = {metric_name(config.protocol, k): v for k, v in measured[method].summary.items()}
-        recommender = _pack(trained, data, config, metrics, work)
-        recommender.compile(item_table).save(work.bundle)
+        packed = _pack(trained, data, config, metrics, work)
+        packed.compile(item_table).save(work.bundle)
         tracking.log_metrics_batch(metrics)
         tags = {
             "host": config.host,
@@ -197,92 +197,29 @@ def release(config: RecsysConfig, work: Workspace, on_epoch: OnEpoch | None = No
             **mode_tags(mode, trained.chosen),
             "protocol": config.protocol,
             "seed": config.seed,
-            "host_digest": recommender.host_digest,
+            "host_digest": packed.host_digest,
             "data_digest": data.digest,
             **tracking.commit_tags(),
             **compare([measured])[1].gains(config.protocol),
         }
-        bank = recommender.bank
+        bank = packed.bank
         version, k = (bank.version, len(bank)) if bank is not None else ("", 0)
         tags |= {"bank_version": version, "k": k}
-        snapshots.log(recsys_snapshots.of_release(problem, measured[method], recommender))
-        registered = registry.register(work.bundle, recommender, tags, metrics)
+        snapshots.log(recsys_snapshots.of_release(problem, measured[method], packed))
+        registered = registry.register(work.bundle, packed, tags, metrics)
     work.remember(config)
-    return Released(work.bundle, registered, mode, recommender.host_digest, metrics, version, k)
+    return Released(work.bundle, registered, mode, packed.host_digest, metrics, version, k)
 
 
 def _pack(
     trained: Trained, data: SequenceData, config: RecsysConfig, metrics: dict[str, float], work: Workspace
-) -> Recommender:
+) -> Release:
     """The trained model with the vocabulary of its data, and its bank if there is one."""
     assert isinstance(trained.scorer, Personalised)
     info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": data.digest, "parent": None}
     titles = None if data.titles is None else data.titles.to_list()
     bank = served_bank(work.lineage(trained.scorer.host.digest()), trained.scorer)
-    return Recommender(trained.scorer, data.item_ids.to_list(), titles, info, bank)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a user should see, and on which history the answer stands."""
-
-    history: list[str]
-    recommendation: Recommendation
-
-
-def recommend(
-    source: str | Path,
-    *,
-    work: Workspace | None = None,
-    user: str | None = None,
-    history: Sequence[str] | None = None,
-    k: int = 10,
-    level: str = "edit",
-    drop_last: int = 0,
-) -> Answer:
-    """Answer "what should this user see now".
-
-    Args:
-        source: a bundle folder, or a registered model such as ``models:/persona-recsys@candidate``.
-        work: where ``user`` is looked up.
-        user: an id of the prepared log, whose history is used; or
-        history: item ids, oldest first, of anybody.
-        k: how many items.
-        level: one of ``recsys.serving.recommender.LEVELS``.
-        drop_last: leave out this many of the latest events, to see what they change.
-
-    Raises:
-        ConfigError: neither or both of ``user`` and ``history`` are given.
-    """
-    if (user is None) == (history is None):
-        raise ConfigError("give either a user of the prepared log (--user) or a history of item ids (--history)")
-    recommender = load_recommender(source)
-    if user is not None:
-        if work is None:
-            raise ConfigError("a user is looked up in a workspace: give --work, or a --history instead")
-        data = work.data()
-        history = [data.item_ids[int(i) - 1] for i in data.history_of(user)]
-    assert history is not None
-    kept = list(history[: max(0, len(history) - drop_last)])
-    return Answer(kept, recommender.recommend(kept, k, level=level))
-
-
-def latest_user(work: Workspace) -> str:
-    """The user whose last event is the latest among those with a history worth showing."""
-    import numpy as np
-
-    data = work.data()
-    last = data.times[data.offsets[1:] - 1]
-    enough = np.diff(data.offsets) > min(10, np.diff(data.offsets).max() - 1)
-    return str(data.user_ids[int(np.where(enough, last, last.min() - 1).argmax())])
-
-
-def load_recommender(source: str | Path) -> Recommender:
-    """The recommender of a bundle folder or of a registered model's URI."""
-    if str(source).startswith(("models:", "runs:")):
-        tracking.connect(EXPERIMENT)
-        return Recommender.load(registry.download(str(source)))
-    return Recommender.load(source)
+    return Release(trained.scorer, data.item_ids.to_list(), titles, info, bank)
 
 
 def _train_step(

@@ -5,7 +5,7 @@
                                                    +- refine <- replay <---+
 
 Each step finds what it needs in the workspace and can be run again alone; what is already there is not trained again. The steps
-around prototypes are in ``vision_bank_steps``, answers in ``vision_answers``.
+around prototypes are in ``vision_bank``, answers in ``answers``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vision.data.streams import StreamConfig, stream_suite
 from vision.hosts.config import SMALL_IMAGES
 from vision.methods import METHODS, Problem, measure, personalised, train_configured
 from vision.personalised import Personalised
-from vision.serving.classifier import Classifier
+from vision.serving.release import Release
 
 EXPERIMENT = "vision"
 # Metrics that tables and figures show; all are logged.
@@ -246,35 +246,35 @@ def release(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | Non
         method = f"persona_{mode}"
         measured = {name: measure(problem, name) for name in ("host", method)}
         metrics = {metric_name(PROTOCOL, name): value for name, value in measured[method].summary.items()}
-        classifier = pack(personalised(trained), problem, work, metrics)
-        classifier.save(work.bundle)
+        packed = pack(personalised(trained), problem, work, metrics)
+        packed.compile().save(work.bundle)
         tracking.log_metrics_batch(metrics)
-        bank = "" if classifier.bank is None else classifier.bank.version
+        bank = "" if packed.bank is None else packed.bank.version
         tags = {
             **{name: getattr(config, name) for name in ("host", "adaptive", "seed")},
             **mode_tags(mode, trained.chosen),
             "protocol": PROTOCOL,
-            "host_digest": classifier.host_digest,
+            "host_digest": packed.host_digest,
             "data_digest": problem.data.digest,
             "bank": bank,
             **tracking.commit_tags(),
             **compare([measured])[1].gains(PROTOCOL),
         }
-        snapshots.log(vision_snapshots.of_release(problem, measured[method], classifier))
-        registered = vision_registry.register(work.bundle, classifier, tags, metrics)
+        snapshots.log(vision_snapshots.of_release(problem, measured[method], packed))
+        registered = vision_registry.register(work.bundle, packed, tags, metrics)
     work.remember(config)
-    return Released(work.bundle, registered, mode, classifier.host_digest, bank, metrics)
+    return Released(work.bundle, registered, mode, packed.host_digest, bank, metrics)
 
 
-def pack(model: Personalised, problem: Problem, work: VisionWorkspace, metrics: Mapping[str, float]) -> Classifier:
+def pack(model: Personalised, problem: Problem, work: VisionWorkspace, metrics: Mapping[str, float]) -> Release:
     """The trained model with its classes, and the bank that is served if there is one of this very model."""
     config, data = problem.config, problem.data
     info = {"settings": config.as_dict(), "metrics": dict(metrics), "data_digest": data.digest, "parent": None}
-    classifier = Classifier(model, data.class_names, data.image_shape, info)
-    lineage = work.lineage(classifier.host_digest)
+    packed = Release(model, data.class_names, data.image_shape, info)
+    lineage = work.lineage(packed.host_digest)
     if not lineage.head or not served_by(lineage, model):
-        return classifier
-    return Classifier(model, data.class_names, data.image_shape, info, lineage.load())
+        return packed
+    return Release(model, data.class_names, data.image_shape, info, lineage.load())
 
 
 def served_by(lineage: Lineage, model: Personalised) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from persona.bootstrap import SeedsInterval
+from persona.cloud import LEVELS
 from persona.comparison import Measured, metric_name
 from persona.errors import ConfigError, DataError
 from persona.prototypes import HeadMetric, PrototypeBank, RefineConfig, Refinement, Server, UserStatistics, refine
@@ -42,7 +43,7 @@ from vision.methods import Problem, fit_chosen, personalised, train_configured
 from vision.objectives import batched_logits
 from vision.personalised import Personalised
 from vision.prototypes import window_codes, window_statistics
-from vision.serving.classifier import LEVELS, Classifier
+from vision.serving.release import Release
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def prototypes(config: VisionConfig, work: VisionWorkspace, on_epoch: OnEpoch | 
         devices = len(np.unique(owners))
         report = {"choice": chosen.choice.as_dict(), "devices": devices, "windows": len(codes)}
         work.lineage(model.editor.host).save(fitted.bank, fitted.statistics, report)
-        classifier = Classifier(model, problem.data.class_names, problem.data.image_shape, bank=fitted.bank)
+        classifier = Release(model, problem.data.class_names, problem.data.image_shape, bank=fitted.bank)
         measured, changes = _against_host(problem, classifier)
         tracking.log_json(report, "prototypes/report.json")
         figures = {
@@ -140,7 +141,7 @@ def replay(config: VisionConfig, work: VisionWorkspace) -> Replayed:
     with tracking.run("replay", tags={"step": "replay"}):
         tracking.log_params(config.as_dict())
         problem = Problem(work.data(), config)
-        classifier = Classifier.load(work.bundle)
+        classifier = Release.load(work.bundle)
         levels = LEVELS if classifier.bank is not None else ("host", "edit")
         answers, codes, owners = _play(classifier, problem, levels)
         with atomic_folder(work.replay) as folder:
@@ -156,14 +157,14 @@ def replay(config: VisionConfig, work: VisionWorkspace) -> Replayed:
     return result
 
 
-def _play(classifier: Classifier, problem: Problem, levels: tuple[str, ...]) -> tuple[pl.DataFrame, Tensor, Any]:
-    data, evaluation = problem.data, problem.test
+def _play(classifier: Release, problem: Problem, levels: tuple[str, ...]) -> tuple[pl.DataFrame, Tensor, Any]:
+    data, evaluation, answering = problem.data, problem.test, classifier.classifier()
     rows: list[dict[str, Any]] = []
     codes: list[Tensor] = []
     owners: list[int] = []
     for device in evaluation.devices.tolist():
         for own, new in evaluation.windows(device):
-            answers = {level: classifier.classify(data.pixels[own], level=level) for level in levels}
+            answers = {level: answering.classify(data.pixels[own], level=level) for level in levels}
             codes.append(classifier.codes(data.pixels[own]))
             owners.append(device)
             for i in range(len(own) - new, len(own)):
@@ -222,7 +223,7 @@ def refine_bank(config: VisionConfig, work: VisionWorkspace, limits: RefineConfi
         report = refinement.report()
         lineage.save(refinement.bank, window, report)
         parent, child = (
-            Classifier(model, problem.data.class_names, problem.data.image_shape, bank=version)
+            Release(model, problem.data.class_names, problem.data.image_shape, bank=version)
             for version in (bank, refinement.bank)
         )
         measured, changes = _against_host(problem, child)
@@ -263,7 +264,7 @@ def _window(work: VisionWorkspace, bank: PrototypeBank) -> UserStatistics:
     return UserStatistics(**tensors, k=header["k"])
 
 
-def server_of(classifier: Classifier) -> Server:
+def server_of(classifier: Release) -> Server:
     """The server of a classifier that has a bank."""
     assert classifier.server is not None
     return classifier.server
@@ -271,7 +272,7 @@ def server_of(classifier: Classifier) -> Server:
 
 def _log_version(
     problem: Problem,
-    classifier: Classifier,
+    classifier: Release,
     measured: Mapping[str, Evaluated],
     version: BankVersion,
     *,
@@ -284,7 +285,7 @@ def _log_version(
     return register_bank(MODEL, version, candidate=candidate)
 
 
-def _against_host(problem: Problem, classifier: Classifier) -> tuple[dict[str, Evaluated], dict[str, SeedsInterval]]:
+def _against_host(problem: Problem, classifier: Release) -> tuple[dict[str, Evaluated], dict[str, SeedsInterval]]:
     """What a bank achieves on the test devices by level, and the gain of its prototypes over the host."""
     measured = vision_snapshots.at_levels(problem, classifier, SERVED)
     positions, logits = batched_logits(
@@ -310,7 +311,7 @@ def _behind(changes: Mapping[str, SeedsInterval]) -> bool:
     return accuracy is not None and accuracy.interval.high < 0
 
 
-def _sampled(classifier: Classifier, problem: Problem, codes: Tensor, owners: Any) -> Edits:
+def _sampled(classifier: Release, problem: Problem, codes: Tensor, owners: Any) -> Edits:
     return sample_edits(server_of(classifier), codes, [problem.data.device_ids[d] for d in owners], unit="device")
 
 

@@ -19,10 +19,8 @@ class ClassifierModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle."""
-        from persona import runtime
         from vision.serving.classifier import Classifier
 
-        runtime.configure()
         self.classifier = Classifier.load(context.artifacts["bundle"])
 
     def predict(

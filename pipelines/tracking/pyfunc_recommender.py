@@ -18,16 +18,14 @@ class RecommenderModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle."""
-        from persona import runtime
         from recsys.serving.recommender import Recommender
 
-        runtime.configure()
         self.recommender = Recommender.load(context.artifacts["bundle"])
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Rank items for every row of ``model_input``; parameters ``k`` and ``level`` (of ``recommender.LEVELS``)."""
+        """Rank items for every row of ``model_input``; parameters ``k`` and ``level`` (of ``persona.cloud.LEVELS``)."""
         settings = params or {}
         answers = self.recommender.recommend_many(
             [list(history) for history in model_input["history"]],

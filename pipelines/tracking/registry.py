@@ -6,20 +6,20 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona.errors import DataError
 
 if TYPE_CHECKING:  # a service downloads bundles without torch
-    from recsys.serving.recommender import Recommender
+    from recsys.serving.release import Release
 
 MODEL = "persona-recsys"
 CANDIDATE = "candidate"
 EXAMPLE_LENGTH = 5
-# What a server of the model needs besides fbgemm; the code itself travels with it.
-REQUIREMENTS = ("torch", "torchrec", "onnxruntime", "safetensors", "polars", "numpy", "pandas")
+# What a server of the model needs; the code itself travels with it.
+REQUIREMENTS = ("onnxruntime", "safetensors", "polars", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Registered:
     uri: str
 
 
-def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metrics: dict[str, float]) -> Registered:
+def register(bundle: Path, released: Release, tags: dict[str, Any], metrics: dict[str, float]) -> Registered:
     """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate."""
     import mlflow
     import pandas as pd
 
     hush()
-    description = _description(recommender, tags, metrics)
+    description = _description(released, tags, metrics)
     if (known := of_run(MODEL)) is not None:
         return describe(known, description, [CANDIDATE])
     root = Path(__file__).parents[2]
-    example = pd.DataFrame({"history": [recommender.item_ids[:EXAMPLE_LENGTH]]})
+    example = pd.DataFrame({"history": [released.item_ids[:EXAMPLE_LENGTH]]})
     logged = mlflow.pyfunc.log_model(
         name="recommender",
         python_model=str(Path(__file__).with_name("pyfunc_recommender.py")),
@@ -49,7 +49,7 @@ def register(bundle: Path, recommender: Recommender, tags: dict[str, Any], metri
         code_paths=[str(root / "persona"), str(root / "recsys")],
         signature=signature(),
         input_example=example,
-        pip_requirements=_requirements(),
+        pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
     )
     return publish(MODEL, logged.model_id, tags, metrics, description, [CANDIDATE])
 
@@ -134,21 +134,6 @@ def hush() -> None:
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 
-def _requirements() -> list[str]:
-    """What is needed, as it is installed here: fbgemm is one package for CPUs, and another one for GPUs."""
-    return [
-        f"{name}=={version(name)}" for name in (*REQUIREMENTS, "fbgemm-gpu" if _has("fbgemm-gpu") else "fbgemm-gpu-cpu")
-    ]
-
-
-def _has(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
 def signature() -> Any:
     """What the registered recommender reads and answers, and its parameters, as MLflow wants to know it."""
     from mlflow.models import ModelSignature
@@ -171,10 +156,10 @@ def signature() -> Any:
     )
 
 
-def _description(recommender: Recommender, tags: dict[str, Any], metrics: dict[str, float]) -> str:
-    host = recommender.model.host.config
+def _description(released: Release, tags: dict[str, Any], metrics: dict[str, float]) -> str:
+    host = released.model.host.config
     lines = [
-        f"{host.kind} host ({host.variant}, d = {host.dim}, T = {host.max_length}) over {len(recommender.item_ids):,} items, "
+        f"{host.kind} host ({host.variant}, d = {host.dim}, T = {host.max_length}) over {len(released.item_ids):,} items, "
         f"with an editor trained in mode {tags.get('mode', '?')}.",
         *(f"{name}: {value:.4f}" for name, value in sorted(metrics.items())),
     ]

@@ -23,7 +23,7 @@ from recsys.data.sequences import SequenceData
 from recsys.evaluation import ROWS, Evaluated, Evaluation
 from recsys.methods import Problem
 from recsys.methods.prototypes import ServedAtLevel
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 
 # Metrics that decide; the rest is in the run.
 METRICS = ("uauc", "ndcg_10", "hr_10")
@@ -33,7 +33,7 @@ PROTOTYPE = "prototype"
 ASKED, SHOWN, ANSWERED = 200, 3, 10
 
 
-def of_release(problem: Problem, measured: Measured, recommender: Recommender) -> Snapshot:
+def of_release(problem: Problem, measured: Measured, recommender: Release) -> Snapshot:
     """The snapshot of a bundle on the test rows of its problem.
 
     Args:
@@ -51,7 +51,7 @@ def of_release(problem: Problem, measured: Measured, recommender: Recommender) -
 def taken(
     evaluation: Evaluation,
     measured: Mapping[str, Evaluated],
-    recommender: Recommender,
+    recommender: Release,
     *,
     protocol: str,
     level: str = "edit",
@@ -90,7 +90,7 @@ def taken(
 
 
 @torch.no_grad()
-def _prototypes(recommender: Recommender, data: SequenceData, positions: NDArray[np.int64]) -> list[int] | None:
+def _prototypes(recommender: Release, data: SequenceData, positions: NDArray[np.int64]) -> list[int] | None:
     """The prototype nearest to what was known before each position; None without a bank."""
     if recommender.server is None:
         return None
@@ -102,7 +102,7 @@ def _prototypes(recommender: Recommender, data: SequenceData, positions: NDArray
 
 
 def _answers(
-    recommender: Recommender,
+    recommender: Release,
     data: SequenceData,
     known: Mapping[str, int],
     users: Sequence[int] | NDArray[np.int64],
@@ -117,7 +117,7 @@ def _answers(
         names[i]: [ids[item - 1] for item in data.items[data.offsets[users[i]] : known[names[i]]]] for i in chosen
     }
     histories = {name: history for name, history in histories.items() if history}
-    answers = recommender.recommend_many(list(histories.values()), ANSWERED, level=level)
+    answers = recommender.recommender().recommend_many(list(histories.values()), ANSWERED, level=level)
     return [
         {UNIT: name, INPUT: _shown(history, titles), RANK: rank, ITEM: item.item_id, TITLE: item.title or ""}
         for (name, history), answer in zip(histories.items(), answers, strict=True)

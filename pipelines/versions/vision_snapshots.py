@@ -20,7 +20,7 @@ from vision.evaluation import Evaluated
 from vision.methods import Problem
 from vision.objectives import batched_logits
 from vision.prototypes import ServedAtLevel
-from vision.serving.classifier import Classifier
+from vision.serving.release import Release
 
 # Metrics that decide; the rest is in the run.
 METRICS = ("accuracy", "logloss")
@@ -30,7 +30,7 @@ PROTOTYPE = "prototype"
 ASKED = 50
 
 
-def of_release(problem: Problem, measured: Measured, classifier: Classifier) -> Snapshot:
+def of_release(problem: Problem, measured: Measured, classifier: Release) -> Snapshot:
     """The snapshot of a bundle on the test devices of its problem.
 
     Args:
@@ -44,7 +44,7 @@ def of_release(problem: Problem, measured: Measured, classifier: Classifier) -> 
     return taken(problem, levels, classifier)
 
 
-def at_levels(problem: Problem, classifier: Classifier, levels: Sequence[str]) -> dict[str, Evaluated]:
+def at_levels(problem: Problem, classifier: Release, levels: Sequence[str]) -> dict[str, Evaluated]:
     """What the prototypes of a classifier achieve on the test devices of its problem, by serving level."""
     assert classifier.server is not None
     found = {}
@@ -56,7 +56,7 @@ def at_levels(problem: Problem, classifier: Classifier, levels: Sequence[str]) -
 
 
 def taken(
-    problem: Problem, measured: Mapping[str, Mapping[str, Any]], classifier: Classifier, *, level: str = "edit"
+    problem: Problem, measured: Mapping[str, Mapping[str, Any]], classifier: Release, *, level: str = "edit"
 ) -> Snapshot:
     """The snapshot of a version.
 
@@ -88,13 +88,13 @@ def taken(
     )
 
 
-def _first_images(classifier: Classifier, data: DeviceImages, device: int) -> Any:
+def _first_images(classifier: Release, data: DeviceImages, device: int) -> Any:
     """What is known of a device when its first answer is due."""
     start = int(data.offsets[device])
     return data.pixels[start : min(start + classifier.context_images, int(data.offsets[device + 1]))]
 
 
-def _prototypes(classifier: Classifier, data: DeviceImages, devices: list[int]) -> list[int] | None:
+def _prototypes(classifier: Release, data: DeviceImages, devices: list[int]) -> list[int] | None:
     """The prototype nearest to the first images of each device; None without a bank."""
     if classifier.server is None:
         return None
@@ -102,13 +102,13 @@ def _prototypes(classifier: Classifier, data: DeviceImages, devices: list[int]) 
     return [int(classifier.server.assign(code)[0]) for code in codes]
 
 
-def _answers(classifier: Classifier, data: DeviceImages, devices: list[int], level: str) -> list[dict[str, Any]]:
+def _answers(classifier: Release, data: DeviceImages, devices: list[int], level: str) -> list[dict[str, Any]]:
     """The classes seen in the first images of a few devices, the most frequent first."""
     chosen = np.unique(np.linspace(0, len(devices) - 1, min(ASKED, len(devices))).astype(np.int64))
-    rows = []
+    rows, answering = [], classifier.classifier()
     for device in (devices[i] for i in chosen):
         images = _first_images(classifier, data, device)
-        seen = Counter(classifier.classify(images, level=level).classes).most_common()
+        seen = Counter(answering.classify(images, level=level).classes).most_common()
         asked = f"the first {len(images)} images"
         rows += [
             {UNIT: data.device_ids[device], INPUT: asked, RANK: rank, ITEM: name, TITLE: name}

@@ -161,9 +161,12 @@ def recommend(
     as_json: console.JsonOption = False,
 ) -> None:
     """Answer: what should this user see now."""
-    steps, out = start(as_json)
-    space = workspace(work)
-    answer = steps.recommend(
+    from pipelines.steps import answers
+    from pipelines.steps.workfolder import WorkFolder
+
+    # Answers need no torch, which takes seconds.
+    out, space = console.Output(as_json), WorkFolder(work)
+    answer = answers.recommend(
         model or space.bundle,
         work=space,
         user=user,
@@ -204,6 +207,7 @@ def run(
     """
     from pipelines import tracking
     from pipelines.commands.recsys import prototypes as bank_cli
+    from pipelines.steps import answers
     from pipelines.steps.workspace import under_protocol
     from recsys.prototypes import BankConfig
 
@@ -228,13 +232,13 @@ def run(
         with epochs(kept) as on_epoch:
             released = steps.release(kept, space, on_epoch)
         show.released(released, out)
-        shown = user or steps.latest_user(space)
-        answers = {
-            "before": steps.recommend(space.bundle, work=space, user=shown, drop_last=5),
-            "after": steps.recommend(space.bundle, work=space, user=shown),
+        shown = user or answers.latest_user(space)
+        answered = {
+            "before": answers.recommend(space.bundle, work=space, user=shown, drop_last=5),
+            "after": answers.recommend(space.bundle, work=space, user=shown),
         }
-        tracking.log_json({"user": shown, **answers}, "recommendations.json")
-    show.before_after(shown, answers, out)
+        tracking.log_json({"user": shown, **answered}, "recommendations.json")
+    show.before_after(shown, answered, out)
     out.say(f"\nSee runs, figures and the registered model:  persona ui   (run {active.info.run_id})")
     out.result(
         {
@@ -244,7 +248,7 @@ def run(
             "prototypes": banks,
             "released": released,
             "user": shown,
-            "answers": answers,
+            "answers": answered,
         }
     )
 

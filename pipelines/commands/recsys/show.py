@@ -10,6 +10,7 @@ from pipelines import console
 
 if TYPE_CHECKING:
     from pipelines.steps import recsys as recsys_steps
+    from pipelines.steps.answers import Recommended
     from pipelines.steps.evaluate import Comparison
     from pipelines.steps.workspace import Workspace
 
@@ -70,7 +71,7 @@ def released(made: recsys_steps.Released, out: console.Output) -> None:
     )
 
 
-def answered(answer: recsys_steps.Answer, out: console.Output) -> None:
+def answered(answer: Recommended, out: console.Output) -> None:
     """The items for one history."""
     recommendation = answer.recommendation
     if recommendation.unknown:
@@ -86,7 +87,7 @@ def answered(answer: recsys_steps.Answer, out: console.Output) -> None:
     )
 
 
-def before_after(user: str, answers: dict[str, recsys_steps.Answer], out: console.Output) -> None:
+def before_after(user: str, answers: dict[str, Recommended], out: console.Output) -> None:
     """What the last five events of a user changed."""
     before, after = ([i.title or i.item_id for i in a.recommendation.items] for a in answers.values())
     new = set(after) - set(before)

@@ -209,12 +209,13 @@ def classify(
     as_json: console.JsonOption = False,
 ) -> None:
     """Answer: what do these images of one device show."""
-    _, out = _start(as_json)
-    from pipelines.steps import vision_answers
+    from pipelines.steps import answers
+    from pipelines.steps.workfolder import WorkFolder
 
-    space = _workspace(work)
+    # Answers need no torch, which takes seconds.
+    out, space = console.Output(as_json), WorkFolder(work)
     files = [Path(part) for part in options.split(images)]
-    answer = vision_answers.classify(model or space.bundle, work=space, device=device, images=files, level=level)
+    answer = answers.classify(model or space.bundle, work=space, device=device, images=files, level=level)
     vision_show.show_answer(answer, out)
     out.result(answer)
 
@@ -244,7 +245,7 @@ def run(
     from pipelines import tracking
 
     steps, out = _start(as_json)
-    from pipelines.steps import vision_answers
+    from pipelines.steps import answers
     from pipelines.steps import vision_bank as banks
 
     space = _workspace(work)
@@ -270,7 +271,7 @@ def run(
         refined = banks.refine_bank(settings, space)
         vision_show.say_banked(refined, out)
         shown = space.data().device_ids[replayed.most_improved[0]["device"]]
-        answer = vision_answers.classify(space.bundle, work=space, device=shown)
+        answer = answers.classify(space.bundle, work=space, device=shown)
         tracking.log_json({"device": shown, "answer": answer}, "classification.json")
     vision_show.show_answer(answer, out)
     out.say(f"\nSee runs, figures and the registered models:  persona ui   (run {active.info.run_id})")

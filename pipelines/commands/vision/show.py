@@ -8,8 +8,8 @@ from pipelines import console
 
 if TYPE_CHECKING:
     from pipelines.steps import vision as vision_steps
-    from pipelines.steps import vision_answers
     from pipelines.steps import vision_bank as vision_bank_steps
+    from pipelines.steps.answers import Classified
     from pipelines.steps.evaluate import Comparison
 
 
@@ -50,7 +50,7 @@ def say_released(released: vision_steps.Released, out: console.Output) -> None:
     )
 
 
-def show_answer(answer: vision_answers.Answer, out: console.Output) -> None:
+def show_answer(answer: Classified, out: console.Output) -> None:
     """The classes of images."""
     found = answer.classification
     for line in answer.skipped:

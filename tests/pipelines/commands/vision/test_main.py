@@ -11,7 +11,7 @@ from persona.errors import DataError
 from pipelines import console
 from pipelines.commands.vision import main as vision_cli
 from pipelines.commands.vision import show as vision_show
-from pipelines.steps.vision_answers import Answer
+from pipelines.steps.answers import Classified
 from pipelines.steps.vision_workspace import VisionWorkspace
 from vision.config import VisionConfig
 from vision.serving.classifier import Classification
@@ -49,7 +49,7 @@ def test_settings_are_taken_over_from_step_to_step(tmp_path):
 
 def test_an_answer_names_images_classes_and_what_was_skipped(capsys):
     found = Classification(["cat", "dog"], [[0.9, 0.1], [0.2, 0.8]], "host", fallback="the bundle has no editor")
-    vision_show.show_answer(Answer(["a.png", "b.png"], [], ["c.png: it is damaged"], found), console.Output(False))
+    vision_show.show_answer(Classified(["a.png", "b.png"], [], ["c.png: it is damaged"], found), console.Output(False))
     shown = " ".join(capsys.readouterr().out.split())
     assert "skipped c.png: it is damaged" in shown
     assert "2 images, level host (the bundle has no editor)" in shown
