@@ -50,7 +50,7 @@ class Ask:
     seen: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # freezing would triple what it costs to make one, of which every answer has ten
 class Ranked:
     """One recommended item: its id, its logit, and its title where the log had one."""
 
@@ -224,7 +224,7 @@ class Recommender:
         ranking = self._rank(inputs, chosen, best, whole=any(ask.only is not None for ask in asks))
         answers = []
         for row, (ask, (items, unknown)) in enumerate(zip(asks, read, strict=True)):
-            first = [self._ranked(*pair) for pair in ranking.first(row, banned[row], ask.k, self._allowed(ask))]
+            first = self._ranked(ranking.first(row, banned[row], ask.k, self._allowed(ask)))
             level, fallback, prototype, distance, norm = chosen.of(row)
             unread = max(0, len(items) - self.model.length)
             answers.append(
@@ -246,8 +246,11 @@ class Recommender:
                 chosen.refuse(row)
         return _Ranking(scores, items, every)
 
-    def _ranked(self, index: int, score: float) -> Ranked:
-        return Ranked(self.item_ids[index - 1], score, self.vocabulary.title(index))
+    def _ranked(self, found: Sequence[tuple[int, float]]) -> list[Ranked]:
+        ids, titles = self.vocabulary.ids, self.vocabulary.titles
+        if titles is None:
+            return [Ranked(ids[i - 1], score) for i, score in found]
+        return [Ranked(ids[i - 1], score, titles[i - 1]) for i, score in found]
 
     def _allowed(self, ask: Ask) -> list[int] | None:
         """Indices of the items that alone are wanted, in their order; ``None`` if any will do."""

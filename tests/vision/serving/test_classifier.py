@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ SHOWN = DATA.pixels[:5]
 
 
 @pytest.fixture(scope="module", params=["classifier", "all"])
-def classifier(request):
+def release(request):
     """A host and an editor that is awake, with a bank of its own edits."""
     settings = {"host": "compact", "adaptive": request.param, "epochs": 1, "context_images": 3, "step": 3}
     problem = Problem(DATA, VisionConfig.from_dict(settings | {"validation_share": 0.2, "width": 4, "rank": 2}))
