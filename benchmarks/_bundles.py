@@ -18,14 +18,14 @@ from persona.editor import EditorConfig, ParameterEditor  # noqa: E402
 from persona.prototypes import fit_bank  # noqa: E402
 from recsys.hosts import HostConfig, make_host  # noqa: E402
 from recsys.personalised import Personalised  # noqa: E402
-from recsys.serving.recommender import Recommender  # noqa: E402
+from recsys.serving.release import Release  # noqa: E402
 
 PROTOTYPES = 8
 CONTEXTS = 512
 HEAD_SCALE = 0.1
 
 
-def make_recommender(kind: str, n_items: int, seed: int = 0) -> Recommender:
+def make_recommender(kind: str, n_items: int, seed: int = 0) -> Release:
     """A host in preset ``paper`` with an editor whose heads do something, and a bank of eight prototypes."""
     torch.manual_seed(seed)
     host = make_host(HostConfig.preset(kind, "paper", n_items))
@@ -38,10 +38,10 @@ def make_recommender(kind: str, n_items: int, seed: int = 0) -> Recommender:
     ids = [str(i) for i in range(1, n_items + 1)]
     titles = [f"Film {i}" for i in range(1, n_items + 1)]
     model = Personalised(host, editor)
-    plain = Recommender(model, ids, titles)
+    plain = Release(model, ids, titles)
     histories = torch.randint(1, n_items + 1, (CONTEXTS, host.config.max_length)).tolist()
     bank = fit_bank(editor, plain.codes(plain.context(histories)), PROTOTYPES).bank
-    return Recommender(model, ids, titles, {"settings": {"seed": seed}}, bank)
+    return Release(model, ids, titles, {"settings": {"seed": seed}}, bank)
 
 
 def main() -> None:

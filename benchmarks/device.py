@@ -30,16 +30,17 @@ import torch  # noqa: E402
 
 from persona.adaptive import AdaptiveLayers  # noqa: E402
 from persona.device import Device, DeviceBundle  # noqa: E402
-from persona.device.bundle import GRAPH, HEADER, open_graph  # noqa: E402
+from persona.device.bundle import GRAPH, HEADER  # noqa: E402
 from persona.edit_format import decode_edit, encode_edit  # noqa: E402
 from persona.editor import EditorConfig, ParameterEditor  # noqa: E402
 from persona.edits import DenseEdit, Edit  # noqa: E402
 from persona.export import DeviceModel, onnx_graph, write_device_bundle  # noqa: E402
+from persona.graphs import open_graph  # noqa: E402
 from persona.storage import write_json  # noqa: E402
 from recsys.device import export as recsys_export  # noqa: E402
 from recsys.hosts import HostConfig, make_host  # noqa: E402
 from recsys.personalised import Personalised  # noqa: E402
-from recsys.serving.recommender import Recommender  # noqa: E402
+from recsys.serving.release import Release  # noqa: E402
 from vision import hosts as vision_hosts  # noqa: E402
 from vision.device import export as vision_export  # noqa: E402
 from vision.personalised import Personalised as VisionPersonalised  # noqa: E402
@@ -59,7 +60,7 @@ def recommender(kind: str) -> tuple[DeviceModel, dict[str, torch.Tensor]]:
     host.embedding.embeddings["item"].weight.data.mul_(40)
     config = EditorConfig(context_dim=host.context_dim)
     editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales())
-    made = Recommender(Personalised(host, editor), [str(i) for i in range(1, ITEMS + 1)])
+    made = Release(Personalised(host, editor), [str(i) for i in range(1, ITEMS + 1)])
     length = host.config.max_length
     return recsys_export.device_model(made), {
         "items": torch.arange(1, length + 1).unsqueeze(0),

@@ -31,24 +31,19 @@ from benchmarks._bundles import make_recommender  # noqa: E402
 from recsys import losses  # noqa: E402
 from recsys.data.batches import Batch, Context  # noqa: E402
 from recsys.hosts import Host  # noqa: E402
-from recsys.serving.answers import Ask, CompiledRecommender  # noqa: E402
-from recsys.serving.graphs import CompiledModel  # noqa: E402
+from recsys.serving.recommender import Recommender  # noqa: E402
 
 NEGATIVES = 4
 BURST = 5
 
 
-def compiled(kind: str, n_items: int) -> tuple[Host, CompiledRecommender]:
+def compiled(kind: str, n_items: int) -> tuple[Host, Recommender]:
     """A host, and what a service runs of its bundle; training changes the cost of neither."""
-    recommender = make_recommender(kind, n_items).compile()
-    assert isinstance(recommender.compiled, CompiledModel)
-    served = CompiledRecommender(
-        recommender.compiled, recommender.item_ids, recommender.titles, recommender.host_digest
-    )
-    return recommender.model.host, served
+    release = make_recommender(kind, n_items)
+    return release.model.host, release.recommender()
 
 
-def edit(served: CompiledRecommender, history: list[str], level: str) -> object:
+def edit(served: Recommender, history: list[str], level: str) -> object:
     """The edit of one history at a level, bounded and checked; at level ``basis`` its message."""
     known = [served.known_items(history)[0]]
     contexts, tables = served.contexts(known), served.tables
@@ -96,13 +91,13 @@ def alternate(variants: dict[str, Callable[[], object]], rounds: int) -> dict[st
     return times
 
 
-def compare(host: Host, served: CompiledRecommender, rounds: int, *, ranked: bool) -> dict[str, object]:
+def compare(host: Host, served: Recommender, rounds: int, *, ranked: bool) -> dict[str, object]:
     """Medians of every variant, and how many times dearer than the edit each fine-tuning is."""
     history = list(range(1, host.config.max_length + 1))
     ids = [str(i) for i in history]
     if ranked:
         variants: dict[str, Callable[[], object]] = {
-            level: lambda v=level: served.recommend([Ask(ids, 10, v)]) for level in ("edit", "basis", "host")
+            level: lambda v=level: served.recommend(ids, level=v) for level in ("edit", "basis", "host")
         }
     else:
         variants = {level: lambda v=level: edit(served, ids, v) for level in ("edit", "basis", "prototype")}

@@ -37,7 +37,7 @@ from pathlib import Path
 import httpx
 
 from pipelines.serving.config import ServingConfig
-from recsys.serving.answers import Ask, CompiledRecommender
+from recsys.serving.recommender import Recommender
 
 CONNECTIONS = 8
 LENGTH = 10
@@ -327,9 +327,11 @@ class Checked:
         self.histories = [[str((31 * i * (j + 1)) % items + 1) for j in range(LENGTH)] for i in range(200)]
         self.wanted = {}
         for folder in bundles:
-            reference = CompiledRecommender.load(folder)
-            answers = [reference.recommend([Ask(history)])[0] for history in self.histories]
-            self.wanted[reference.bank] = [([str(i) for i in answer.items], answer.scores) for answer in answers]
+            reference = Recommender.load(folder)
+            answers = reference.recommend_many(self.histories)
+            self.wanted[reference.bank] = [
+                ([item.item_id for item in answer.items], [item.score for item in answer.items]) for answer in answers
+            ]
         self.counts = {"right": 0, "wrong": 0, "lost": 0}
         self.by_version = dict.fromkeys(self.wanted, 0)
 

@@ -1,12 +1,14 @@
 """What the folders of all bundles share: a header that is checked first, and parts that belong to each other.
 
-A bundle is a folder with a JSON header, tensors that carry the digest of their host, and maybe a prototype bank. Which files
-there are is the task's own affair. torch is loaded by the functions that need it, so that a device without it can read headers.
+A bundle is a folder with a JSON header, tensors that carry the digest of their host, maybe a prototype bank, and what answers are
+made with: graphs and tables in the folder ``compiled``. Which files there are is the task's own affair. torch is loaded by the
+functions that need it, so that a service or a device without it can read the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,11 @@ from persona.storage import digest_tensors, load_tensors, read_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from persona.cloud import EditTables
     from persona.prototypes import PrototypeBank
 
 AGAIN = "release the bundle again"
+COMPILED = "compiled"
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,71 @@ def read_bank(folder: Path, host: str, version: str | None, *, edited: bool) -> 
             "fetch the bundle again"
         )
     return bank
+
+
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256, in hex, of every compiled file: what the bundle's header lists."""
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def write_compiled(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the compiled files of the bundle that is being made in ``folder``."""
+    (folder / COMPILED).mkdir()
+    for name, data in files.items():
+        (folder / COMPILED / name).write_bytes(data)
+
+
+def read_compiled(folder: Path, header: Mapping[str, Any], needed: str) -> dict[str, bytes] | None:
+    """The compiled files of a bundle by name; ``None`` if it was released without them.
+
+    Args:
+        folder: of the bundle.
+        header: of the bundle.
+        needed: name of the file that every compiled bundle has.
+
+    Raises:
+        FormatError: a file is missing or damaged.
+    """
+    listed = header.get("compiled")
+    if listed is None:
+        return None
+    files = {}
+    for name, digest in listed.items():
+        path = folder / COMPILED / Path(name).name
+        try:
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise FormatError(f"{path} cannot be read ({error.strerror}): fetch the bundle again") from error
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise FormatError(f"{path} is damaged (its digest differs): fetch the bundle again")
+    if needed not in files:
+        raise FormatError(f"{folder} lacks the graph {needed}: fetch the bundle again")
+    return files
+
+
+def compiled_now(folder: Path, compile_bundle: Callable[[], dict[str, bytes]], task: str) -> dict[str, bytes]:
+    """The compiled files of a bundle that was released without them, made by torch where there is one.
+
+    Raises:
+        DataError: torch is not installed.
+    """
+    try:
+        return compile_bundle()
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{folder} was released without its compiled form: run `persona {task} release` again"
+        ) from error
+
+
+def check_tables(folder: Path, host: str, version: str | None, tables: EditTables | None) -> None:
+    """Refuse edit tables that are not those of the bundle's host and prototype bank.
+
+    Raises:
+        MismatchError: they were made for another host or bank.
+    """
+    if tables is not None and tables.host != host:
+        raise MismatchError(
+            f"the edit tables of {folder} were made for the host {tables.host[:12]}, but the bundle holds {host[:12]}: {AGAIN}"
+        )
+    if (version or "") != ("" if tables is None else tables.bank):
+        raise MismatchError(f"{folder} holds the tables of another prototype bank: {AGAIN}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from persona.settings import Settings
 
@@ -71,6 +71,9 @@ class Release(Protocol):
     @property
     def bank(self) -> PrototypeBank | None:
         """The prototypes, if there are some."""
+
+    def with_bank(self, bank: PrototypeBank) -> Self:
+        """The same model with another bank."""
 
 
 class FittedBank(Protocol):
@@ -146,7 +149,7 @@ class Interface:
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
     parameters: Mapping[str, Any]
-    requirements: Callable[[], Sequence[str]]
+    requirements: tuple[str, ...]
     example: Callable[[Any], Any]
     describe: Callable[[Any, Mapping[str, Any]], str]
 
@@ -182,7 +185,6 @@ class Task:
         fit_bank: (problem, model, bank settings, notify) -> the bank, fitted and chosen without the test part.
         levels: (problem, evaluation, model, bank, levels) -> what each level achieves there.
         release: (problem, model, info) -> what is saved as a bundle, without a bank.
-        with_bank: (release, bank) -> the same with a bank.
         save: (release, folder, **options) writes the bundle.
         observe: (problem, measured by label, release, level) -> what the release did on the test part; reads that part.
     """
@@ -211,7 +213,6 @@ class Task:
     fit_bank: Callable[[Any, Any, Any, Notify], FittedBank]
     levels: Callable[[Any, Any, Any, PrototypeBank, Sequence[str]], dict[str, Measured]]
     release: Callable[[Any, Any, Mapping[str, Any]], Any]
-    with_bank: Callable[[Any, PrototypeBank], Any]
     save: Callable[..., None]
     observe: Callable[[Any, Mapping[str, Measured], Any, str], Observed]
     ranks: bool = False

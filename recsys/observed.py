@@ -19,21 +19,21 @@ from recsys.data.batches import Context
 from recsys.data.sequences import SequenceData
 from recsys.evaluation import ROWS
 from recsys.methods import Problem
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from recsys.task import RECSYS
 
 # Users whose answers are kept, and what of their history is shown.
 ASKED, SHOWN, ANSWERED = 200, 3, 10
 
 
-def observe(problem: Problem, measured: Mapping[str, Measured], recommender: Recommender, level: str) -> Observed:
+def observe(problem: Problem, measured: Mapping[str, Measured], release: Release, level: str) -> Observed:
     """A version on the test rows of its problem.
 
     Args:
         problem: rows and protocol.
         measured: what the version achieved on them at one or more levels; a key is put behind the protocol in the names of
             the metrics (``time prototype/ndcg_10``), an empty one adds nothing.
-        recommender: the version itself.
+        release: the version itself.
         level: at which it answers.
     """
     evaluation, protocol = problem.test, problem.config.protocol
@@ -46,25 +46,25 @@ def observe(problem: Problem, measured: Mapping[str, Measured], recommender: Rec
         names,
         labelled(protocol, measured, RECSYS.compared),
         known - data.offsets[users],
-        prototypes=_prototypes(recommender, data, positions[first]),
-        answers=_answers(recommender, data, dict(zip(names, known, strict=True)), users, level),
+        prototypes=_prototypes(release, data, positions[first]),
+        answers=_answers(release, data, dict(zip(names, known, strict=True)), users, level),
     )
 
 
 @torch.no_grad()
-def _prototypes(recommender: Recommender, data: SequenceData, positions: NDArray[np.int64]) -> list[int] | None:
+def _prototypes(release: Release, data: SequenceData, positions: NDArray[np.int64]) -> list[int] | None:
     """The prototype nearest to what was known before each position; None without a bank."""
-    if recommender.server is None:
+    if release.server is None:
         return None
-    items, lengths = data.contexts(positions, recommender.model.host.config.max_length)
+    items, lengths = data.contexts(positions, release.model.host.config.max_length)
     context = Context(torch.from_numpy(items), torch.from_numpy(lengths))
     blocks = torch.split(torch.arange(len(context)), ROWS)
-    found = [recommender.server.assign(recommender.codes(context.index_select(rows))) for rows in blocks]
+    found = [release.server.assign(release.codes(context.index_select(rows))) for rows in blocks]
     return [int(index) for index in torch.cat(found)]
 
 
 def _answers(
-    recommender: Recommender,
+    release: Release,
     data: SequenceData,
     known: Mapping[str, int],
     users: Sequence[int] | NDArray[np.int64],
@@ -79,7 +79,7 @@ def _answers(
         names[i]: [ids[item - 1] for item in data.items[data.offsets[users[i]] : known[names[i]]]] for i in chosen
     }
     histories = {name: history for name, history in histories.items() if history}
-    answers = recommender.recommend_many(list(histories.values()), ANSWERED, level=level)
+    answers = release.recommender().recommend_many(list(histories.values()), ANSWERED, level=level)
     return [
         (name, _shown(history, titles), rank, item.item_id, item.title or "")
         for (name, history), answer in zip(histories.items(), answers, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ if TYPE_CHECKING:  # the command line reads a task without waiting for torch
     from recsys.evaluation import Evaluation
     from recsys.methods import Problem, Trained
     from recsys.personalised import Personalised
-    from recsys.serving.recommender import Recommender
+    from recsys.serving.release import Release
 
 # Events of an example of what the registered model reads.
 EXAMPLE_LENGTH = 5
@@ -57,44 +56,26 @@ def _levels(
     return {level: Measured(level, e.summary, e.per_user, e.users) for level, e in found.items()}
 
 
-def _release(problem: Problem, model: Personalised, info: Mapping[str, Any]) -> Recommender:
+def _release(problem: Problem, model: Personalised, info: Mapping[str, Any]) -> Release:
     from persona.torch_device import on_cpu
-    from recsys.serving.recommender import Recommender
+    from recsys.serving.release import Release
 
     data = problem.data
-    return Recommender(
-        on_cpu(model), data.item_ids.to_list(), None if data.titles is None else data.titles.to_list(), info
-    )
+    return Release(on_cpu(model), data.item_ids.to_list(), None if data.titles is None else data.titles.to_list(), info)
 
 
-def _with_bank(release: Recommender, bank: PrototypeBank) -> Recommender:
-    from recsys.serving.recommender import Recommender
-
-    return Recommender(release.model, release.item_ids, release.titles, release.info, bank)
-
-
-def _save(release: Recommender, folder: Path, item_table: str = "") -> None:
-    """``item_table`` is how a service keeps the items, as in ``Recommender.compile``."""
+def _save(release: Release, folder: Path, item_table: str = "") -> None:
+    """``item_table`` is how a service keeps the items, as in ``Release.compile``."""
     release.compile(item_table).save(folder)
 
 
-def _requirements() -> list[str]:
-    """Fbgemm is one package for CPUs, and another one for GPUs: the one that is installed."""
-    try:
-        version("fbgemm-gpu")
-        fbgemm = "fbgemm-gpu"
-    except PackageNotFoundError:
-        fbgemm = "fbgemm-gpu-cpu"
-    return ["torch", "torchrec", "onnxruntime", "safetensors", "polars", "numpy", "pandas", fbgemm]
-
-
-def _example(release: Recommender) -> Any:
+def _example(release: Release) -> Any:
     import pandas as pd
 
     return pd.DataFrame({"history": [release.item_ids[:EXAMPLE_LENGTH]]})
 
 
-def _describe(release: Recommender, tags: Mapping[str, Any]) -> str:
+def _describe(release: Release, tags: Mapping[str, Any]) -> str:
     host = release.model.host.config
     return (
         f"{host.kind} host ({host.variant}, d = {host.dim}, T = {host.max_length}) over {len(release.item_ids):,} items, "
@@ -118,7 +99,7 @@ RECSYS = Task(
         inputs={"history": [str]},
         outputs={"items": [str], "scores": [float], "titles": [str], "level": str, "fallback": str},
         parameters={"k": 10, "level": "edit"},
-        requirements=_requirements,
+        requirements=("onnxruntime", "safetensors", "polars", "numpy", "pandas"),
         example=_example,
         describe=_describe,
     ),
@@ -136,7 +117,6 @@ RECSYS = Task(
     fit_bank=later("recsys.prototypes:fit_bank"),
     levels=_levels,
     release=_release,
-    with_bank=_with_bank,
     save=_save,
     observe=later("recsys.observed:observe"),
     ranks=True,

@@ -17,7 +17,7 @@ from persona.errors import DataError
 from persona.prototypes import Server, fit_bank, save_bank
 from recsys.data.sequences import SequenceData
 from recsys.device.export import export_recommender, fit_request_policy
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from tests.recsys.device.test_export import recommender
 from tests.recsys.toy import walks
 
@@ -77,7 +77,7 @@ class _Cloud:
                 if body["bank"] != made.bank.version:
                     return self._send(409, {}, b'{"error": "another bank", "kind": "other_version"}')
                 with torch.no_grad():
-                    context = made.context(made.known_items([body["history"]])[0])
+                    context = made.context_of([body["history"]])
                     codes = made.model.editor.codes(made.model.host.context_features(context), context.lengths)
                 told = {"x-persona-level": body["level"], "x-persona-host": body["host"]}
                 message = server.messages(codes, body["level"])[0]
@@ -128,7 +128,7 @@ def test_devices_take_up_a_newer_bank(simulate, tmp_path):
     made, data = recommender("gru4rec"), _days()
     export_recommender(made, tmp_path / "bundle", policy=fit_request_policy(made, data, 0.5))
     codes = made.codes(made.context_of([[f"i{n}"] for n in range(1, 21)])).detach()
-    made = Recommender(made.model, made.item_ids, made.titles, bank=fit_bank(made.model.editor, codes, 3).bank)
+    made = Release(made.model, made.item_ids, made.titles, bank=fit_bank(made.model.editor, codes, 3).bank)
     bundle, cloud = DeviceBundle.load(tmp_path / "bundle"), _Cloud(made, tmp_path / "bank")
     assert bundle.bank.version != made.bank.version
     days = simulate.user_days(data, 20)

@@ -109,13 +109,18 @@ class ContextReader(nn.Module):
         mean = features.mean(1)
         deviation = (features.square().mean(1) - mean.square()).clamp_min(SMALLEST_STD**2).sqrt()
         moments = torch.stack([(mean - self.mean) / self.std, deviation / self.std], dim=1)
-        return nn.functional.pad(moments, (0, 1), value=features.shape[1] ** -0.5)
+        return _with_error(moments, features.shape[1])
 
 
 def _pooled(images: Tensor) -> Tensor:
     """(B, n, d) -> (B, 2, d + 1): mean and standard deviation, and the root of 1 / n, with which the error of a mean goes."""
     std, mean = torch.std_mean(images, 1, correction=0)
-    return nn.functional.pad(torch.stack([mean, std], dim=1), (0, 1), value=images.shape[1] ** -0.5)
+    return _with_error(torch.stack([mean, std], dim=1), images.shape[1])
+
+
+def _with_error(moments: Tensor, n: int) -> Tensor:
+    """(B, 2, d) -> (B, 2, d + 1); not by padding, which in a graph would fix the number of images."""
+    return torch.cat([moments, torch.full_like(moments[..., :1], n**-0.5)], dim=-1)
 
 
 def _believed(belief: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vision.methods.problem import Problem
 from vision.serving.classifier import Classifier
+from vision.serving.release import Release
 
 # Devices that a report names as those with the least accuracy, and with the largest gain.
 NAMED = 5
@@ -49,16 +50,16 @@ class Replayed:
     most_improved: list[dict[str, Any]]
 
 
-def play(classifier: Classifier, problem: Problem, levels: Sequence[str]) -> Played:
+def play(release: Release, problem: Problem, levels: Sequence[str]) -> Played:
     """Answer every window of the test devices at all ``levels``; within ``problem.reporting()``."""
-    evaluation = problem.test
+    evaluation, classifier = problem.test, release.classifier()
     rows: list[dict[str, Any]] = []
     codes: list[Tensor] = []
     owners: list[int] = []
     for device in evaluation.devices.tolist():
         for own, new in evaluation.windows(device):
             rows += _answered(classifier, problem, device, own, new, levels)
-            codes.append(classifier.codes(problem.data.pixels[own]))
+            codes.append(release.codes(problem.data.pixels[own]))
             owners.append(device)
     return Played(pl.DataFrame(rows), torch.cat(codes), np.array(owners, np.int64))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the command line reads a task without waiting for torch
     from vision.evaluation import Evaluation
     from vision.methods import Problem, Trained
     from vision.personalised import Personalised
-    from vision.serving.classifier import Classifier
+    from vision.serving.release import Release
 
 # Images of an example of what the registered model reads.
 EXAMPLE_IMAGES = 5
@@ -52,35 +52,25 @@ def _levels(
     return found
 
 
-def _release(problem: Problem, model: Personalised, info: Mapping[str, Any]) -> Classifier:
+def _release(problem: Problem, model: Personalised, info: Mapping[str, Any]) -> Release:
     from persona.torch_device import on_cpu
-    from vision.serving.classifier import Classifier
+    from vision.serving.release import Release
 
-    return Classifier(on_cpu(model), problem.data.class_names, problem.data.image_shape, info)
-
-
-def _with_bank(release: Classifier, bank: PrototypeBank) -> Classifier:
-    from vision.serving.classifier import Classifier
-
-    return Classifier(release.model, release.class_names, release.image_shape, release.info, bank)
+    return Release(on_cpu(model), problem.data.class_names, problem.data.image_shape, info)
 
 
-def _save(release: Classifier, folder: Path) -> None:
-    release.save(folder)
+def _save(release: Release, folder: Path) -> None:
+    release.compile().save(folder)
 
 
-def _requirements() -> list[str]:
-    return ["torch", "torchvision", "safetensors", "numpy", "pandas", "polars", "pillow"]
-
-
-def _example(release: Classifier) -> Any:
+def _example(release: Release) -> Any:
     import numpy as np
 
     channels, height, width = release.image_shape
     return np.zeros((EXAMPLE_IMAGES, height, width, channels), np.uint8)
 
 
-def _describe(release: Classifier, tags: Mapping[str, Any]) -> str:
+def _describe(release: Release, tags: Mapping[str, Any]) -> str:
     host, bank = release.model.host.config, release.bank
     channels, height, width = release.image_shape
     return (
@@ -105,7 +95,7 @@ VISION = Task(
         inputs={},
         outputs={"class": str, "probability": float, "level": str, "fallback": str},
         parameters={"level": "edit"},
-        requirements=_requirements,
+        requirements=("onnxruntime", "safetensors", "numpy", "pandas", "polars", "pillow"),
         example=_example,
         describe=_describe,
     ),
@@ -122,7 +112,6 @@ VISION = Task(
     fit_bank=later("vision.prototypes:fit_bank"),
     levels=_levels,
     release=_release,
-    with_bank=_with_bank,
     save=_save,
     observe=later("vision.observed:observe"),
 )

@@ -29,6 +29,7 @@ from persona.device.bank import DeviceBank
 from persona.device.changes import Layer, Region
 from persona.device.policy import RequestPolicy
 from persona.errors import DataError, FormatError, MismatchError
+from persona.graphs import open_graph
 from persona.wire import trust_radius
 
 FORMAT, FORMAT_VERSION = "persona-device-bundle", 1
@@ -237,37 +238,6 @@ def _weights(data: bytes, layers: tuple[Layer, ...], host: str, path: Path) -> d
             if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != np.float32:
                 raise FormatError(f"{path} does not fit the layer {layer.name}: export the bundle again")
     return arrays
-
-
-def open_graph(
-    graph: bytes,
-    source: str = "this graph",
-    threads: int = 1,
-    constants: Mapping[str, onnxruntime.OrtValue] | None = None,
-) -> onnxruntime.InferenceSession:
-    """A graph, ready to run on the CPU.
-
-    Args:
-        graph: as bytes.
-        source: where it comes from.
-        threads: compute threads.
-        constants: its weights that lie outside of it, by name.
-
-    Raises:
-        FormatError: it is no graph that this onnxruntime runs.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # its warnings are about how graphs could be smaller
-    try:
-        if constants:
-            options.add_external_initializers(list(constants), list(constants.values()))
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own making
-        raise FormatError(
-            f"{source} is no graph that this onnxruntime runs ({error}): export the bundle again"
-        ) from error
 
 
 def _constant(graph: bytes, weights: Mapping[str, Floats], source: str, threads: int) -> Weighted:

@@ -38,9 +38,10 @@ def export(
 ) -> None:
     """Make the folder that a device runs without torch: graph, adaptive weights, prototypes, vocabulary."""
     from persona import runtime
+    from pipelines.steps.answers import bundle_folder
 
     runtime.configure()
-    folder = _bundle_folder(model)
+    folder = bundle_folder(model)
     if _task(folder) == "vision":
         _export_vision(folder, out, form, policy_data)
     else:
@@ -51,18 +52,6 @@ def export(
     if form == "onnx":
         _say_levels(_checked(out), shown)
     shown.result({"folder": out, "format": form, "files": files, "bytes": sum(files.values())})
-
-
-def _bundle_folder(model: str) -> Path:
-    """The folder of a bundle, fetched from the registry if it is there."""
-    if not model.startswith(("models:", "runs:")):
-        return Path(model)
-    from pipelines import tracking
-    from pipelines.tracking import registry
-    from recsys.task import RECSYS
-
-    tracking.connect(RECSYS.name)
-    return registry.download(model)
 
 
 def _task(folder: Path) -> str:
@@ -79,10 +68,10 @@ def _task(folder: Path) -> str:
 def _export_recsys(folder: Path, out: Path, form: str, policy_data: Path | None, rate: float) -> None:
     from pipelines.steps.workspace import Workspace
     from recsys.device.export import export_recommender, fit_request_policy
-    from recsys.serving.recommender import Recommender
+    from recsys.serving.release import Release
     from recsys.task import RECSYS
 
-    recommender = Recommender.load(folder)
+    recommender = Release.load(folder)
     policy = None
     if policy_data is not None:
         policy = fit_request_policy(recommender, Workspace(policy_data).data(RECSYS), rate)
@@ -92,11 +81,11 @@ def _export_recsys(folder: Path, out: Path, form: str, policy_data: Path | None,
 def _export_vision(folder: Path, out: Path, form: str, policy_data: Path | None) -> None:
     from persona.errors import ConfigError
     from vision.device.export import export_classifier
-    from vision.serving.bundle import Bundle
+    from vision.serving.release import Release
 
     if policy_data is not None:
         raise ConfigError("classifiers have no request policy: leave --policy-data out")
-    bundle = Bundle.read(folder)
+    bundle = Release.load(folder)
     export_classifier(bundle.model, bundle.class_names, bundle.image_shape, out, bank=bundle.bank, form=form)
 
 

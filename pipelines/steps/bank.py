@@ -141,7 +141,7 @@ def prototypes(
         fitted = task.fit_bank(problem, model, settings, notify)
         report = bank_text.fit_report(task, fitted)
         _log_fitted(config.monitor, fitted, report)
-        base = task.release(problem, model, {"settings": config.as_dict()})
+        release = task.release(problem, model, {"settings": config.as_dict()})
         lineage = work.lineage(fitted.bank.host)
         first = fitted.partition.bank
         made: list[Banked] = []
@@ -149,7 +149,8 @@ def prototypes(
         for bank in [first] if fitted.bank.version == first.version else [first, fitted.bank]:
             notify(f"version {bank.version[:8]}")
             lineage.save(bank, fitted.partition.statistics if bank is first else None, report)
-            made.append(_register_fitted(task, problem, task.with_bank(base, bank), parent, fitted, report, figures))
+            release = release.with_bank(bank)  # what was compiled for the first version serves the second
+            made.append(_register_fitted(task, problem, release, parent, fitted, report, figures))
             parent = bank
     work.remember(config)
     return made
@@ -184,7 +185,7 @@ def refine(
     bank = parent.bank
     assert bank is not None
     refinement = refine_bank(bank, HeadMetric(parent.model.editor), seen.statistics, limits)
-    new, child = refinement.bank, task.with_bank(parent, refinement.bank)
+    new, child = refinement.bank, parent.with_bank(refinement.bank)
     told = refinement.report() | {"window": seen.window, "compared": decide is not None}
     lineage.save(new, seen.statistics, told, serve=False)
     decided = Compared() if decide is None else decide(child)

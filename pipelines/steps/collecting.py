@@ -28,14 +28,14 @@ from persona.prototypes import (
     save_statistics,
 )
 from persona.storage import digest_tensors
+from pipelines.steps.answers import bundle_folder
 from pipelines.steps.bank import Seen
-from pipelines.steps.recsys import load_recommender
 from pipelines.steps.workspace import Workspace
 from recsys.data import catalogue
 from recsys.data.log import read_log
 from recsys.data.windows import Window, last_days, log_window, moment, prepared_window
 from recsys.prototypes import user_numbers
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from recsys.task import RECSYS
 
 # Contexts that go through the editor at once, and that figures and tables show examples of.
@@ -117,7 +117,7 @@ def new_events(
     return log_window(read_log(Path(source), **named), item_ids, before)
 
 
-def of_window(recommender: Recommender, bank: PrototypeBank, window: Window, shard: Shard | None = None) -> Seen:
+def of_window(recommender: Release, bank: PrototypeBank, window: Window, shard: Shard | None = None) -> Seen:
     """The contexts after the new events of a share of the users, assigned by ``bank``, block by block.
 
     Raises:
@@ -211,7 +211,7 @@ def collect(
     Raises:
         ConfigError: the bundle has no prototypes, or not exactly one of source, window and days is given.
     """
-    recommender = load_recommender(model or work.bundle)
+    recommender = Release.load(bundle_folder(model or work.bundle))
     bank = recommender.bank
     if bank is None:
         raise ConfigError(

@@ -19,11 +19,11 @@ from persona.prototypes import HeadMetric, Lineage, forget_user, is_shard
 from persona.prototypes import forget as forget_in_lineage
 from persona.storage import load_tensors, read_json, save_tensors
 from pipelines import tracking
-from pipelines.steps.recsys import load_recommender
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking import personal
 from recsys.data.ids import canonical_id
 from recsys.prototypes import user_numbers
+from recsys.serving.release import Release
 from recsys.task import RECSYS
 
 
@@ -103,7 +103,7 @@ def _from_lineages(work: Workspace, number: int) -> Found:
     """Versions of banks, which the released editor makes again without the user."""
     metric = None
     if work.bundle.exists():
-        editor = load_recommender(work.bundle).model.editor
+        editor = Release.load(work.bundle).model.editor
         metric = None if editor is None else HeadMetric(editor)
     for folder in sorted(path for path in work.prototypes.glob("*") if (path / "head.json").exists()):
         lineage = Lineage(folder, "" if metric is None else metric.host)

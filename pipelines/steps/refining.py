@@ -16,12 +16,11 @@ from persona.task import ALONE
 from pipelines import tracking
 from pipelines.steps import bank
 from pipelines.steps.collecting import new_events, of_files, of_window
-from pipelines.steps.recsys import load_recommender
 from pipelines.steps.workspace import Workspace
 from recsys.config import RecsysConfig
 from recsys.data.windows import Window
 from recsys.evaluation import Evaluation
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from recsys.task import RECSYS
 
 # Rows on which two versions are compared after a window, at most.
@@ -74,9 +73,9 @@ def refine(
         return bank.refine(RECSYS, parent, lineage, merged, limits, decide=decide, report=report, where=where)
 
 
-def _to_refine(work: Workspace) -> tuple[Recommender, Lineage]:
+def _to_refine(work: Workspace) -> tuple[Release, Lineage]:
     """The released bundle with the bank at the head of its lineage."""
-    recommender = load_recommender(work.bundle)
+    recommender = Release.load(work.bundle)
     editor = recommender.model.editor
     if editor is None:
         raise ConfigError(f"{work.bundle} is a host without an editor, which has no prototypes to refine")
@@ -85,10 +84,10 @@ def _to_refine(work: Workspace) -> tuple[Recommender, Lineage]:
         raise ConfigError(f"{lineage.root} has no bank of the released bundle: run `persona recsys prototypes` first")
     head = lineage.load()
     head.check(HeadMetric(editor))
-    return RECSYS.with_bank(recommender, head), lineage
+    return recommender.with_bank(head), lineage
 
 
-def _on_window(window: Window, parent: Recommender, child: Recommender) -> bank.Compared:
+def _on_window(window: Window, parent: Release, child: Release) -> bank.Compared:
     """Child against parent and host on the new events, prototypes alone."""
     rows = window.targets()
     if len(np.unique(window.data.user_of(rows))) < 2:
@@ -109,7 +108,7 @@ def _on_window(window: Window, parent: Recommender, child: Recommender) -> bank.
     return bank.compared(RECSYS, measured, old, {ALONE: "window"})
 
 
-def _on_test(work: Workspace, child: Recommender) -> bank.Compared:
+def _on_test(work: Workspace, child: Release) -> bank.Compared:
     """The snapshot of a version on the test rows that the bundle was released with, so that any two can be compared."""
     settings = child.info.get("settings")
     if settings is None or not work.prepared.exists():

@@ -52,7 +52,7 @@ def release(task: Task, config: Any, work: Workspace, on_epoch: OnEpoch | None =
         info = {"settings": config.as_dict(), "metrics": metrics, "data_digest": problem.data.digest, "parent": None}
         made = task.release(problem, model, info)
         if bank is not None:
-            made = task.with_bank(made, bank)
+            made = made.with_bank(bank)
         task.save(made, work.bundle, **options)
         tracking.log_metrics_batch(metrics)
         levels = {"": measured[method]}

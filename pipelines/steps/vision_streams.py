@@ -29,7 +29,7 @@ from vision.config import VisionConfig
 from vision.methods import Problem
 from vision.prototypes import window_codes, window_statistics
 from vision.replay import Replayed, judge, play
-from vision.serving.classifier import Classifier
+from vision.serving.release import Release
 from vision.task import VISION
 
 ANSWERS, STATISTICS = "answers.parquet", "statistics.safetensors"
@@ -44,7 +44,7 @@ def replay(config: VisionConfig, work: Workspace) -> Replayed:
     with tracking.run("replay", tags={"step": "replay"}):
         tracking.log_params(config.as_dict())
         problem = VISION.problem(work.data(VISION), config)
-        classifier = Classifier.load(work.bundle)
+        classifier = Release.load(work.bundle)
         levels = LEVELS if classifier.bank is not None else ("host", "edit")
         with problem.reporting():
             played = play(classifier, problem, levels)
@@ -86,7 +86,7 @@ def refine(config: VisionConfig, work: Workspace, limits: RefineConfig | None = 
         head = served_bank(lineage, model)
         if head is None:
             raise ConfigError(f"{work.prototypes} has no bank of this model: run `persona vision prototypes` first")
-        parent = VISION.with_bank(VISION.release(problem, model, {"settings": config.as_dict()}), head)
+        parent = VISION.release(problem, model, {"settings": config.as_dict()}).with_bank(head)
         made = bank.refine(
             VISION,
             parent,
@@ -101,7 +101,7 @@ def refine(config: VisionConfig, work: Workspace, limits: RefineConfig | None = 
     return made
 
 
-def _shown(problem: Problem, parent: Classifier, statistics: UserStatistics) -> bank.Seen:
+def _shown(problem: Problem, parent: Release, statistics: UserStatistics) -> bank.Seen:
     """What a refinement rests on: the sums of the last replay, with codes of the same windows as examples."""
     deployed = problem.evaluation(problem.split.test)  # read without labels, as the replay did
     codes, owners = window_codes(parent.model, deployed, problem.features_of(parent.model.host))
@@ -110,7 +110,7 @@ def _shown(problem: Problem, parent: Classifier, statistics: UserStatistics) -> 
     return bank.Seen(statistics, window, codes, names, problem.data.digest)
 
 
-def _on_validation(problem: Problem, parent: Classifier, child: Classifier) -> bank.Compared:
+def _on_validation(problem: Problem, parent: Release, child: Release) -> bank.Compared:
     """Child against parent and host on the devices that validate, prototypes alone."""
     assert parent.bank is not None
     assert child.bank is not None
@@ -134,7 +134,7 @@ def _window(work: Workspace, bank: PrototypeBank) -> UserStatistics:
     return UserStatistics(**tensors, k=header["k"])
 
 
-def figures(problem: Problem, classifier: Classifier, fitted: FittedBank) -> dict[str, Any]:
+def figures(problem: Problem, classifier: Release, fitted: FittedBank) -> dict[str, Any]:
     """Images of the devices whose windows came to each prototype of a first bank."""
     index = {name: device for device, name in enumerate(problem.data.device_ids)}
     owners = np.array([index[name] for name in fitted.users], np.int64)

@@ -19,9 +19,6 @@ class ClassifierModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle."""
-        from persona import runtime
-
-        runtime.configure()
         from vision.serving.classifier import Classifier
 
         self.classifier = Classifier.load(context.artifacts["bundle"])

@@ -18,9 +18,6 @@ class RecommenderModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle."""
-        from persona import runtime
-
-        runtime.configure()
         from recsys.serving.recommender import Recommender
 
         self.recommender = Recommender.load(context.artifacts["bundle"])

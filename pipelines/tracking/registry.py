@@ -56,7 +56,7 @@ def register(
         code_paths=[str(root / "persona"), str(root / task.name)],
         signature=_signature(called, example),
         input_example=example,
-        pip_requirements=[f"{name}=={version(name)}" for name in called.requirements()],
+        pip_requirements=[f"{name}=={version(name)}" for name in called.requirements],
     )
     return publish(model, logged.model_id, tags, metrics, description, [CANDIDATE])
 

@@ -22,7 +22,7 @@ from recsys.data.sequences import SequenceData
 from recsys.device.recommender import ITEMS_FILE, TASK
 from recsys.hosts import Host
 from recsys.personalised import Personalised
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 
 # Weights of the averages of a summary: each item counts so much of the one that came after it.
 DECAYS = (1.0, 0.8, 0.5)
@@ -69,7 +69,7 @@ def summarise(embedded: Tensor, lengths: Tensor) -> Tensor:
     return torch.cat([*averages, lengths.unsqueeze(1).to(embedded.dtype) / length], dim=1)
 
 
-def device_model(recommender: Recommender, policy: RequestPolicy | None = None) -> DeviceModel:
+def device_model(recommender: Release, policy: RequestPolicy | None = None) -> DeviceModel:
     """What a device needs of a recommender."""
     host, editor = recommender.model.host, recommender.model.editor
     length = host.config.max_length
@@ -91,7 +91,7 @@ def device_model(recommender: Recommender, policy: RequestPolicy | None = None) 
 
 
 def export_recommender(
-    recommender: Recommender, folder: Path, *, form: str = "onnx", policy: RequestPolicy | None = None
+    recommender: Release, folder: Path, *, form: str = "onnx", policy: RequestPolicy | None = None
 ) -> None:
     """Write a recommender as a device bundle; arguments and errors as in ``persona.export.write_device_bundle``."""
     write_device_bundle(device_model(recommender, policy), folder, form)
@@ -122,7 +122,7 @@ def edit_points(model: Personalised, context: Context) -> np.ndarray:
     return torch.cat([metric.points(part.double()) for part in codes]).numpy()
 
 
-def fit_request_policy(recommender: Recommender, data: SequenceData, rate: float) -> RequestPolicy:
+def fit_request_policy(recommender: Release, data: SequenceData, rate: float) -> RequestPolicy:
     """A policy fitted on the histories of prepared data, and calibrated on the latest fifth of its events.
 
     How fast contexts change is a matter of the season: the latest events tell most about the next ones.

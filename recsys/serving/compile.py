@@ -1,4 +1,4 @@
-"""What a service runs of a bundle, made once at release: two ONNX graphs and the edit tables.
+"""What answers are made with, compiled once at release: two ONNX graphs and the edit tables.
 
     edit.onnx           items, lengths -> codes, unbounded edits
     rank.onnx           items, lengths, bounded edits, k -> the k best items, all scores
@@ -7,7 +7,7 @@
                         the graphs read the history's rows then, and rank.onnx gives user vectors (B, d)
 
 Between the two stands the choice of the level, so that an edit is judged before it is used, and so that a graph need not know
-the prototypes. ``recsys.serving.answers`` runs them, without torch. Eager torch answers a single history several times more slowly, for
+the prototypes. ``recsys.serving.recommender`` runs them, without torch. Eager torch answers a single history several times more slowly, for
 its cost at batch 1 is the launching of some two hundred small operations.
 
 Shapes: B histories, T context length, V items, P entries of a flat edit.
@@ -15,7 +15,6 @@ Shapes: B histories, T context length, V items, P entries of a flat edit.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import onnx
@@ -23,9 +22,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from persona.compiling import compile_graph
 from persona.editor import ParameterEditor
 from persona.edits import Edit
-from persona.errors import ConfigError, MismatchError
+from persona.errors import ConfigError
 from persona.prototypes import PrototypeBank
 from persona.prototypes.tables import edit_tables
 from recsys.data.batches import Context
@@ -37,7 +37,6 @@ from recsys.serving.item_tables import as_table, to_bytes
 # Items that are ranked within the graph; of more, all scores of a batch would take too much memory.
 IN_GRAPH = 100_000
 _EXAMPLE_ROWS = 2  # more than one, so that the batch stays free
-_OPSET = 18
 
 
 class _Editing(nn.Module):
@@ -127,8 +126,17 @@ def compile_model(model: Personalised, bank: PrototypeBank | None = None, table:
     files = {RANK: rank.SerializeToString()}
     if model.editor is not None:
         editing = _export(_Editing(model), {"items": items, "lengths": lengths}, ["codes", "unbounded"])
-        files |= {EDIT: editing.SerializeToString(), TABLES: edit_tables(model.editor, bank)}
+        files |= {EDIT: editing.SerializeToString()} | compile_tables(model.editor, bank)
     return files
+
+
+def compile_tables(editor: ParameterEditor, bank: PrototypeBank | None) -> dict[str, bytes]:
+    """The one compiled file that depends on the prototype bank.
+
+    Raises:
+        MismatchError: the bank was made with another host or editor.
+    """
+    return {TABLES: edit_tables(editor, bank)}
 
 
 def _beside_tables(model: Personalised, bank: PrototypeBank | None, table: str) -> dict[str, bytes]:
@@ -147,34 +155,13 @@ def _beside_tables(model: Personalised, bank: PrototypeBank | None, table: str) 
     if model.editor is not None:
         editing = _EditingOfHistory(model.editor)
         graph = _export(editing, {"history": history, "lengths": lengths}, ["codes", "unbounded"])
-        files |= {EDIT: graph.SerializeToString(), TABLES: edit_tables(model.editor, bank)}
+        files |= {EDIT: graph.SerializeToString()} | compile_tables(model.editor, bank)
     return files
 
 
 def _export(module: nn.Module, example: dict[str, Tensor], outputs: list[str]) -> Any:
     """The graph of ``module``, with the batch left free."""
-    rows = torch.export.Dim("rows", min=1, max=1 << 16)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter announces changes of its own libraries
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(example.values()),
-            dynamo=True,
-            verbose=False,
-            opset_version=_OPSET,
-            input_names=list(example),
-            output_names=outputs,
-            dynamic_shapes={name: {0: rows} for name in example},
-        )
-    assert program is not None
-    graph = program.model_proto
-    for entry in graph.graph.input:
-        if entry.type.tensor_type.shape.dim[0].HasField("dim_value"):
-            raise MismatchError(
-                f"the compiled graph of {type(module).__name__} reads a fixed number of rows only, where any is "
-                "needed: this host or editor uses the batch size as a constant"
-            )
-    return graph
+    return compile_graph(module, example, outputs, example)
 
 
 def _add_top_k(model: onnx.ModelProto) -> None:

@@ -9,34 +9,21 @@ Shapes: B histories, T context length, V items, L layers, d code width, P entrie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from persona.answering import Contexts
 from persona.cloud import EditTables
 from persona.errors import ConfigError, FormatError
+from persona.graphs import open_graph
 from recsys.serving.index import EXACT, ExactIndex, Index, IndexConfig
 from recsys.serving.item_tables import Vectors, from_bytes
 
 EDIT, RANK, TABLES, ITEM_TABLES = "edit.onnx", "rank.onnx", "tables.safetensors", "items.safetensors"
 # Names within the file of item tables: (V + 1, d) embeddings that histories are looked up in, (V, d) vectors to be ranked.
 EMBEDDINGS, VECTORS = "embeddings", "vectors"
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """What the editor says of B histories that have a known item.
-
-    Attributes:
-        codes: (B, L, d).
-        unbounded: (B, P) whole edits before their bound.
-    """
-
-    codes: NDArray[np.float32]
-    unbounded: NDArray[np.float32]
 
 
 class CompiledModel:
@@ -56,8 +43,8 @@ class CompiledModel:
 
     def __init__(self, files: Mapping[str, bytes], length: int, index: IndexConfig = EXACT) -> None:
         self.files, self.length = dict(files), length
-        self._rank = _session(files[RANK])
-        self._edit = _session(files[EDIT]) if EDIT in files else None
+        self._rank = open_graph(files[RANK])
+        self._edit = open_graph(files[EDIT]) if EDIT in files else None
         self.tables = EditTables.from_bytes(files[TABLES]) if TABLES in files else None
         self._embeddings: Vectors | None = None
         self._exact: ExactIndex | None = None
@@ -121,27 +108,9 @@ class CompiledModel:
         found = self._rank.run(names, {**inputs, "edit": edits, "k": np.array([best], dtype=np.int64)})
         return found[0], found[1] + 1, found[2] if whole else None
 
-    def score(self, known: Sequence[int]) -> tuple[NDArray[np.float32], float]:
-        """One history, not empty -> logits (V + 1,) under its whole edit, column 0 -inf, and the norm of the edit."""
-        inputs = self.inputs([known])
-        edits, norm = None, 0.0
-        if self.tables is not None:
-            edits = self.tables.bounded(self.contexts(inputs).unbounded)
-            norm = float(np.linalg.norm(edits))
-        whole = self.rank(inputs, edits, 1, whole=True)[2]
-        assert whole is not None
-        return np.concatenate([np.array([-np.inf], dtype=np.float32), whole[0]]), norm
-
 
 def _item_tables(data: bytes) -> tuple[Vectors, Vectors]:
     tables = from_bytes(data)
     if set(tables) != {EMBEDDINGS, VECTORS} or len(tables[EMBEDDINGS]) != len(tables[VECTORS]) + 1:
         raise FormatError("the item tables do not fit together: release the bundle again")
     return tables[EMBEDDINGS], tables[VECTORS]
-
-
-def _session(graph: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # its warnings are about how graphs could be smaller
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,50 +1,58 @@
-"""The servable recommender: a history in, ranked items out, at any serving level.
+"""The recommender that every door answers with: command line, notebook, MLflow, service. Graphs and tables, without torch.
 
-    level       what ranks                                                       falls back to
-    host        the host as it is, the same for everybody
-    prototype   the prototype nearest to the history                             host
-    basis       the prototype, and the remaining edit in the bank's basis        prototype, host
-    edit        the whole edit                                                   prototype, host
+    history ─> edit.onnx ─> codes, edits ─> EditTables: level, trust ─> rank.onnx ─> best items
 
-Do no harm: an edit that is not finite is never used; the next level answers, and says why. So it is where the bundle has no
-bank or no editor, and where the history has no known item to personalise by.
+One run of each graph answers a batch of histories, each at a level of its own (see ``persona.answering``). ``recsys.serving.compile``
+makes the files at release; they lie in the folder ``compiled`` of a bundle.
 
-Shapes: B histories, V items, L layers, d code width.
+Shapes: B histories, T context length, V items, L layers, d code width, P entries of a flat edit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from persona.edits import Edit
-from persona.errors import ConfigError, DataError, nearest
-from persona.prototypes import PrototypeBank, Server
-from persona.wire import LEVELS, NOT_FINITE
-from recsys.data.batches import Context
-from recsys.data.ids import canonical_id
-from recsys.personalised import Personalised
-from recsys.serving.bundle import Bundle
-from recsys.serving.graphs import CompiledModel
-
-# What answers in turn where a level cannot.
-FALLBACKS = {level: tuple(dict.fromkeys((level, "prototype", "host"))) for level in LEVELS[1:]} | {"host": ("host",)}
+from persona.answering import Contexts, Plan, check_level, plan
+from persona.bundles import check_tables, compiled_now, read_compiled
+from persona.cloud import EditTables
+from persona.errors import ConfigError, FormatError, PersonaError
+from recsys.serving.bundle import HEADER_OF, Vocabulary, read_vocabulary
+from recsys.serving.graphs import RANK, CompiledModel
+from recsys.serving.index import EXACT, IndexConfig
 
 NO_ITEM = "the history has no known item"
-NO_EDITOR = "the bundle has no editor"
-NO_BANK = "the bundle has no prototypes"
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What one device asks for.
+
+    Attributes:
+        history: item ids, oldest first; unknown ids are skipped, and only the last T known ones count.
+        k: how many items.
+        level: one of ``persona.wire.LEVELS``.
+        exclude: ids that must not be recommended.
+        only: recommend none but these, if given.
+        seen: whether items of the history may be recommended again.
+    """
+
+    history: Sequence[Any]
+    k: int = 10
+    level: str = "edit"
+    exclude: Sequence[Any] = ()
+    only: Sequence[Any] | None = None
+    seen: bool = False
+
+
+@dataclass(slots=True)  # freezing would triple what it costs to make one, of which every answer has ten
 class Ranked:
-    """One recommended item: its id, its title where the log had one, and its logit."""
+    """One recommended item: its id, its logit, and its title where the log had one."""
 
     item_id: str
     score: float
@@ -57,12 +65,14 @@ class Recommendation:
 
     Attributes:
         items: best first.
-        level: what answered, one of ``LEVELS``.
+        level: what answered, one of ``persona.wire.LEVELS``.
         unknown: ids of the history that are not in the vocabulary; they were skipped.
         edit_norm: Frobenius norm of the edit that was applied, 0 at level ``host``.
-        prototype: index of the prototype that the answer stands on, at levels ``prototype`` and ``basis``.
+        prototype: nearest prototype, whatever the level, if there is a bank and a known item.
         bank: version of the bundle's prototype bank, empty if it has none.
         fallback: why a lower level answered than the one asked for; empty if none did.
+        distance: norm of the remaining edit from the nearest prototype.
+        unread: how many known items of the history are older than the model reads.
     """
 
     items: list[Ranked]
@@ -72,79 +82,97 @@ class Recommendation:
     prototype: int | None = None
     bank: str = ""
     fallback: str = ""
+    distance: float | None = None
+    unread: int = 0
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """Logits (V + 1,) of one history, and what made them."""
+class _Ranking:
+    """Best scores (B, n) and their items, -inf where no more were found, and all scores (B, V) if they are wanted."""
 
-    scores: Tensor
-    level: str
-    norm: float = 0.0
-    prototype: int | None = None
-    fallback: str = ""
+    scores: NDArray[np.float32]
+    items: NDArray[np.int64]
+    every: NDArray[np.float32] | None
+
+    def first(self, row: int, banned: set[int], k: int, allowed: list[int] | None) -> list[tuple[int, float]]:
+        """The first k items of a row, with their scores, that are not banned, and among the allowed ones if only those are wanted."""
+        if allowed is not None and self.every is not None:
+            items = [i for i in allowed if i not in banned]
+            scores = self.every[row, np.array(items, dtype=np.int64) - 1]
+            order = np.argsort(-scores, kind="stable")[:k]
+            return [(items[i], score) for i, score in zip(order.tolist(), scores[order].tolist(), strict=True)]
+        found = int(np.isfinite(self.scores[row]).sum())
+        pairs = zip(self.items[row, :found].tolist(), self.scores[row, :found].tolist(), strict=True)
+        return [(item, score) for item, score in pairs if item not in banned][:k]
 
 
 class Recommender:
-    """A personalised recommender, ready to answer.
+    """A bundle, ready to answer.
 
     Args:
-        model: host and editor.
-        item_ids: (V,) ids; item i is ``item_ids[i - 1]``.
-        titles: (V,) titles, or ``None``.
-        info: what ``bundle.json`` tells about training: settings, metrics, data digest, lineage.
-        bank: prototypes made with this host and editor.
-
-    Attributes:
-        server: serving levels of the bank, ``None`` without one: codes in, edits and messages to devices out.
-        host_digest: what edits of this host carry.
-
-    Raises:
-        ConfigError: a bank without an editor.
-        MismatchError: the bank was made with another host or editor.
+        model: graphs and tables.
+        vocabulary: the items.
+        host: digest of the host.
 
     Example::
 
         recommender = Recommender.load("work/bundle")
         answer = recommender.recommend(["1193", "661", "914"], k=10)
-        print([item.title for item in answer.items])
+        print([item.title for item in answer.items], answer.level)
     """
 
-    def __init__(
-        self,
-        model: Personalised,
-        item_ids: Sequence[str],
-        titles: Sequence[str | None] | None = None,
-        info: Mapping[str, Any] | None = None,
-        bank: PrototypeBank | None = None,
-    ) -> None:
-        self.model = model.eval()
-        self.item_ids = list(item_ids)
-        self.titles = None if titles is None else list(titles)
-        self.info = dict(info or {})
-        self.index = {item: i for i, item in enumerate(self.item_ids, start=1)}
-        self.host_digest = model.host.digest()
-        self.compiled: CompiledModel | None = None
-        if model.editor is not None:
-            model.editor.host = self.host_digest
-        self.server: Server | None = None
-        if bank is not None:
-            if model.editor is None:
-                raise ConfigError(
-                    "a prototype bank needs the editor that it was made with: give a model with an editor"
-                )
-            self.server = Server(model.editor, bank)
+    def __init__(self, model: CompiledModel, vocabulary: Vocabulary, host: str) -> None:
+        self.model, self.vocabulary, self.host = model, vocabulary, host
 
     @property
-    def bank(self) -> PrototypeBank | None:
-        """The prototype bank, if there is one."""
-        return None if self.server is None else self.server.bank
+    def item_ids(self) -> list[str]:
+        """(V,) ids; item i is ``item_ids[i - 1]``."""
+        return self.vocabulary.ids
 
-    @cached_property
-    def item_vectors(self) -> Tensor:
-        """(V + 1, d) target vectors, which no edit changes."""
-        with torch.inference_mode():
-            return self.model.host.item_vectors()
+    @property
+    def tables(self) -> EditTables | None:
+        """Prototypes and levels; ``None`` for a host alone."""
+        return self.model.tables
+
+    @property
+    def bank(self) -> str:
+        """Version of the prototype bank, empty without one."""
+        return "" if self.tables is None else self.tables.bank
+
+    @classmethod
+    def load(cls, folder: Path | str, index: IndexConfig = EXACT) -> Recommender:
+        """Read what answers are made with, and build the index that finds the best items of large catalogues.
+
+        A bundle of an earlier release that was never compiled is compiled now, where torch is installed.
+
+        Raises:
+            ConfigError: an index is asked for that there is no use for, or that cannot be built.
+            DataError: there is no bundle in the folder, or it was never compiled.
+            FormatError: a file is damaged.
+            MismatchError: files of the folder belong to different bundles.
+        """
+        folder = Path(folder)
+        header = HEADER_OF.read(folder)
+        files = read_compiled(folder, header, RANK)
+        if files is None:
+            files = compiled_now(folder, lambda: _compiled(folder), "recsys")
+        vocabulary = read_vocabulary(folder, header["items_digest"])
+        try:
+            model = CompiledModel(files, int(header["host"]["max_length"]), index)
+        except PersonaError:
+            raise
+        except Exception as error:  # onnxruntime raises many kinds, and a damaged header lacks any key
+            raise FormatError(f"{folder} does not fit together ({type(error).__name__}): release it again") from error
+        check_tables(folder, header["host_digest"], header.get("bank_version"), model.tables)
+        return cls(model, vocabulary, header["host_digest"])
+
+    def known_items(self, history: Sequence[Any]) -> tuple[list[int], list[Any]]:
+        """Item indices of a history, and the ids in it that the vocabulary does not have."""
+        return self.vocabulary.known(history)
+
+    def contexts(self, known: Sequence[Sequence[int]]) -> Contexts:
+        """One pass of the editor over histories that are not empty."""
+        return self.model.contexts(self.model.inputs(known))
 
     def recommend(
         self,
@@ -154,22 +182,11 @@ class Recommender:
         level: str = "edit",
         exclude: Sequence[Any] = (),
         seen: bool = False,
+        only: Sequence[Any] | None = None,
     ) -> Recommendation:
-        """The ``k`` best items for one history.
+        """The ``k`` best items for one history; arguments and errors as ``Ask`` and ``answer`` have them."""
+        return self.answer([Ask(history, k, level, exclude, only, seen)])[0]
 
-        Args:
-            history: item ids, oldest first; unknown ids are skipped and reported, and only the last T known ones count.
-            k: how many items.
-            level: ``edit`` for a wholly personalised answer, or another of ``LEVELS``.
-            exclude: ids that must not be recommended.
-            seen: whether items of the history may be recommended again.
-
-        Raises:
-            ConfigError: the level is unknown, or ``k`` is below 1.
-        """
-        return self.recommend_many([history], k, level=level, exclude=[exclude], seen=seen)[0]
-
-    @torch.inference_mode()
     def recommend_many(
         self,
         histories: Sequence[Sequence[Any]],
@@ -179,162 +196,73 @@ class Recommender:
         exclude: Sequence[Sequence[Any]] | None = None,
         seen: bool = False,
     ) -> list[Recommendation]:
-        """Answers for B histories at once; arguments as in ``recommend``, with one ``exclude`` a history."""
-        if level not in LEVELS:
-            raise ConfigError(f"unknown level {level!r}: {nearest(level, LEVELS)}")
-        if k < 1:
-            raise ConfigError(f"k is {k}, but at least one item has to be asked for")
-        if not histories:
+        """Answers for B histories at once, each as ``recommend`` gives it, with one ``exclude`` a history."""
+        without = [()] * len(histories) if exclude is None else exclude
+        pairs = zip(histories, without, strict=True)
+        return self.answer([Ask(history, k, level, left_out, None, seen) for history, left_out in pairs])
+
+    def answer(self, asks: Sequence[Ask]) -> list[Recommendation]:
+        """Answers to a batch; each has the level, length and exclusions of its own.
+
+        Raises:
+            ConfigError: a level is unknown, or a ``k`` is below 1.
+            DataError: a history is a text, whose letters would pass for ids.
+        """
+        for ask in asks:
+            check_level(ask.level)
+            if ask.k < 1:
+                raise ConfigError(f"k is {ask.k}, but at least one item has to be asked for")
+        if not asks:
             return []
-        known, unknown = self.known_items(histories)
-        version = "" if self.bank is None else self.bank.version
+        read = [self.known_items(ask.history) for ask in asks]
+        known = [items for items, _ in read]
+        inputs = self.model.inputs(known)
+        nothing = ["" if items else NO_ITEM for items in known]
+        chosen = plan(self.tables, [ask.level for ask in asks], nothing, lambda: self.model.contexts(inputs))
+        banned = [self._banned(ask, items) for ask, items in zip(asks, known, strict=True)]
+        best = min(len(self.item_ids), max(ask.k + len(out) for ask, out in zip(asks, banned, strict=True)))
+        ranking = self._rank(inputs, chosen, best, whole=any(ask.only is not None for ask in asks))
         answers = []
-        for row, found in enumerate(self._score(known, level)):
-            banned = [] if seen else known[row]
-            if exclude is not None:
-                banned = [*banned, *self.known_items([exclude[row]])[0][0]]
-            found.scores[banned] = float("-inf")
-            items = self._ranked(found.scores, k)
+        for row, (ask, (items, unknown)) in enumerate(zip(asks, read, strict=True)):
+            first = self._ranked(ranking.first(row, banned[row], ask.k, self._allowed(ask)))
+            level, fallback, prototype, distance, norm = chosen.of(row)
+            unread = max(0, len(items) - self.model.length)
             answers.append(
-                Recommendation(items, found.level, unknown[row], found.norm, found.prototype, version, found.fallback)
+                Recommendation(first, level, unknown, norm, prototype, self.bank, fallback, distance, unread)
             )
         return answers
 
-    def _score(self, known: Sequence[Sequence[int]], level: str) -> list[_Scored]:
-        """Every history at ``level``, or at the next that can answer it."""
-        single = level == "edit" and len(known) == 1 and bool(known[0])
-        if single and self.compiled is not None and self.model.editor is not None:
-            scores, norm = self.compiled.score(known[0])
-            if np.isfinite(norm) and np.isfinite(scores[1:]).all():
-                return [_Scored(torch.from_numpy(scores), "edit", norm)]
-        context = self.context(known)
-        done: dict[int, _Scored] = {}
-        reasons = ["" if items or level == "host" else NO_ITEM for items in known]
-        for step in FALLBACKS[level]:
-            rows = [i for i in range(len(known)) if i not in done and (step == "host" or reasons[i] != NO_ITEM)]
-            missing = self._missing(step)
-            if missing:
-                reasons = [reason or missing for reason in reasons]
-            elif rows:
-                answered = self._attempt(context.index_select(torch.tensor(rows)), step)
-                done |= {
-                    i: replace(a, fallback=reasons[i]) for i, a in zip(rows, answered, strict=True) if a is not None
-                }
-                reasons = [reason or NOT_FINITE for reason in reasons]
-        return [done[i] for i in range(len(known))]
+    def _rank(self, inputs: Mapping[str, NDArray[np.int64]], chosen: Plan, best: int, *, whole: bool) -> _Ranking:
+        """The ranking of every row under its edit; by the host, where what that makes of the scores is not finite."""
+        scores, items, every = self.model.rank(inputs, chosen.edits, best, whole=whole)
+        # Where an index finds too few items the last scores are -inf; a row that finds none is broken.
+        broken = np.flatnonzero(np.isnan(scores).any(axis=1) | ~np.isfinite(scores[:, 0]))
+        if broken.size:
+            some = {name: array[broken] for name, array in inputs.items()}
+            scores[broken], items[broken], plain = self.model.rank(some, None, best, whole=whole)
+            if every is not None:
+                every[broken] = plain
+            for row in broken.tolist():
+                chosen.refuse(row)
+        return _Ranking(scores, items, every)
 
-    def _missing(self, level: str) -> str:
-        """What the bundle lacks for a level, empty if nothing."""
-        if level == "host":
-            return ""
-        if self.model.editor is None:
-            return NO_EDITOR
-        return NO_BANK if level != "edit" and self.server is None else ""
+    def _ranked(self, found: Sequence[tuple[int, float]]) -> list[Ranked]:
+        ids, titles = self.vocabulary.ids, self.vocabulary.titles
+        if titles is None:
+            return [Ranked(ids[i - 1], score) for i, score in found]
+        return [Ranked(ids[i - 1], score, titles[i - 1]) for i, score in found]
 
-    def _attempt(self, context: Context, level: str) -> list[_Scored | None]:
-        """All rows at exactly this level; ``None`` where an edit, or what it makes of the scores, is not finite."""
-        state = self.model.host.encode(context)
-        if level == "host":
-            plain = self.model.host.score_catalogue(state, item_vectors=self.item_vectors)
-            return [_Scored(scores, level) for scores in plain]
-        codes = self.codes(context)
-        edit, prototypes = self._edit_at(codes, level)
-        scores = self.model.host.score_catalogue(state, edit, item_vectors=self.item_vectors)
-        norms = edit.norm()
-        usable = edit.is_finite() & torch.isfinite(norms)
-        usable &= torch.isfinite(codes).all(-1).all(-1) & torch.isfinite(scores[:, 1:]).all(1)
-        return [
-            _Scored(scores[i], level, float(norms[i]), prototypes[i]) if usable[i] else None
-            for i in range(len(context))
-        ]
+    def _allowed(self, ask: Ask) -> list[int] | None:
+        """Indices of the items that alone are wanted, in their order; ``None`` if any will do."""
+        return None if ask.only is None else sorted(set(self.known_items(ask.only)[0]))
 
-    def _edit_at(self, codes: Tensor, level: str) -> tuple[Edit, list[Any]]:
-        """(B, L, d) -> what every row's device applies at a level, and the prototypes that it stands on."""
-        if self.server is None or level == "edit":
-            assert self.model.editor is not None
-            return self.model.editor.bounded(self.model.editor.unbounded(codes)), [None] * len(codes)
-        return self.server.edit(codes, level), self.server.assign(codes).tolist()
+    def _banned(self, ask: Ask, known: Sequence[int]) -> set[int]:
+        """Item indices that must not be recommended."""
+        return {*(() if ask.seen else known), *(self.known_items(ask.exclude)[0] if ask.exclude else ())}
 
-    def compile(self, item_table: str = "") -> Recommender:
-        """Make what a service runs, and keep that with the bundle; takes some seconds. Single answers are faster with it.
 
-        Args:
-            item_table: ``float32``, ``int8`` or ``int4`` keeps the items in tables beside the graphs, and ranks them in blocks;
-                by default only large catalogues are, in float32 (see ``recsys.serving.compile.compile_model``).
-        """
-        from recsys.serving.compile import compile_model  # the exporter is loaded at release alone
+def _compiled(folder: Path) -> dict[str, bytes]:
+    """The compiled files of a bundle that holds none."""
+    from recsys.serving.release import Release
 
-        self.compiled = CompiledModel(
-            compile_model(self.model, self.bank, item_table), self.model.host.config.max_length
-        )
-        return self
-
-    @torch.no_grad()
-    def codes(self, context: Context) -> Tensor:
-        """(B, L, d) editing codes, what ``server`` reads of every row.
-
-        Raises:
-            ConfigError: the bundle is the host alone.
-        """
-        editor = self.model.editor
-        if editor is None:
-            raise ConfigError(
-                "this bundle is a host without an editor, so its contexts have no codes: release one with it"
-            )
-        return editor.codes(self.model.host.context_features(context), context.lengths)
-
-    def context_of(self, histories: Sequence[Sequence[Any]]) -> Context:
-        """The model's view of histories of item ids, oldest first; unknown ids are skipped.
-
-        Raises:
-            DataError: a history is a text, whose letters would pass for ids.
-        """
-        return self.context(self.known_items(histories)[0])
-
-    def context(self, known: Sequence[Sequence[int]]) -> Context:
-        """The model's view of item index histories: the last T of each."""
-        return Context.from_lists(known, self.model.host.config.max_length)
-
-    def known_items(self, histories: Sequence[Sequence[Any]]) -> tuple[list[list[int]], list[list[Any]]]:
-        """Item indices of each history, and the ids in it that the vocabulary does not have.
-
-        Raises:
-            DataError: a history is a text, whose letters would pass for ids.
-        """
-        known: list[list[int]] = []
-        unknown: list[list[Any]] = []
-        for history in histories:
-            if isinstance(history, str):
-                raise DataError(f"a history is a list of item ids, not the text {history!r}: give [{history!r}]")
-            found = [(given, self.index.get(canonical_id(given))) for given in history]
-            known.append([index for _, index in found if index is not None])
-            unknown.append([given for given, index in found if index is None])
-        return known, unknown
-
-    def save(self, folder: Path) -> None:
-        """Write the bundle; the folder appears at once or not at all."""
-        files = None if self.compiled is None else self.compiled.files
-        Bundle(self.model, self.item_ids, self.titles, self.info, self.bank, files).write(folder)
-
-    @classmethod
-    def load(cls, folder: Path | str) -> Recommender:
-        """Read what ``save`` wrote.
-
-        Raises:
-            DataError: there is no bundle in the folder.
-            FormatError: the bundle is damaged, or of a version that this release cannot read.
-            MismatchError: files of the folder belong to different bundles.
-        """
-        found = Bundle.read(folder)
-        recommender = cls(found.model, found.item_ids, found.titles, found.info, found.bank)
-        if found.compiled is not None:
-            recommender.compiled = CompiledModel(found.compiled, found.model.host.config.max_length)
-        return recommender
-
-    def _ranked(self, scores: Tensor, k: int) -> list[Ranked]:
-        top = scores.topk(min(k, len(self.item_ids)))
-        return [
-            Ranked(self.item_ids[i - 1], score, None if self.titles is None else self.titles[i - 1])
-            for score, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-            if np.isfinite(score)
-        ]
+    return Release.load(folder).compile().compiled_files

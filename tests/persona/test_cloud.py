@@ -8,12 +8,13 @@ import safetensors.numpy
 import torch
 
 from persona import cloud
-from persona.cloud import NOT_FINITE, NOT_TRUSTED, EditTables
+from persona.cloud import EditTables
 from persona.editor import EditorConfig, ParameterEditor
 from persona.edits import LayerSpec
 from persona.errors import FormatError, MismatchError
 from persona.prototypes import Server, fit_bank, receive
 from persona.prototypes.tables import edit_tables
+from persona.wire import NOT_FINITE, NOT_TRUSTED
 
 SPECS = (LayerSpec("a", 5, 4), LayerSpec("b", 3, 5, bias=False))
 HOST = "ab" * 32

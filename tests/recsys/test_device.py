@@ -10,7 +10,7 @@ from persona.training.ranks import Rows
 from recsys.methods.persona import train_held_back
 from recsys.methods.problem import Problem
 from recsys.personalised import Personalised
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from tests.fake_card import CARD, fake_card
 from tests.recsys.toy import SMALL, walks
 
@@ -115,8 +115,8 @@ def test_a_card_trains_resumes_and_packs_what_the_cpu_loads(kind, tmp_path):
     assert again.result == trained.result, "the checkpoint is taken up"
     summary = problem.test.run(model).summary
     data = problem.data
-    Recommender(model, data.item_ids.to_list()).save(tmp_path / "bundle")
-    loaded = Recommender.load(tmp_path / "bundle").model
+    Release(model, data.item_ids.to_list()).save(tmp_path / "bundle")
+    loaded = Release.load(tmp_path / "bundle").model
     assert loaded.host.device.type == "cpu"
     assert loaded.host.digest() == model.host.digest()
     assert problem.test.run(loaded).summary == pytest.approx(summary, abs=0.02)

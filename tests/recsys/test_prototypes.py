@@ -16,7 +16,7 @@ from recsys.methods import Problem
 from recsys.objectives import RowObjective
 from recsys.personalised import Personalised
 from recsys.prototypes import WithPrototype, at_level, evaluate_levels, fit_bank, user_numbers
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from tests.recsys.toy import ITEMS, SMALL, personalised, sequences, walks
 
 CONFIG = replace(SMALL, protocol="time", epochs=2)
@@ -124,7 +124,7 @@ def test_a_host_alone_has_no_prototypes(problem):
 @pytest.mark.parametrize("kind", ["gru4rec", "din"])
 def test_a_prototype_trains_on_its_rows_and_the_host_stays(problem, kind):
     host = personalised(kind, learned=True)
-    plain = Recommender(host, [str(i) for i in range(1, ITEMS + 1)])
+    plain = Release(host, [str(i) for i in range(1, ITEMS + 1)])
     context = plain.context([[1, 2], [3, 4, 5]])
     start = host.editor.unbounded(plain.codes(context))[0].detach()
     scales, bound = host.editor.weight_scales, host.editor.bound
@@ -142,7 +142,7 @@ def test_a_prototype_trains_on_its_rows_and_the_host_stays(problem, kind):
 
 
 def test_levels_are_what_devices_apply(model, fitted):
-    context = Recommender(model, [str(i) for i in range(1, ITEMS + 1)]).context([[1, 2], [3, 4, 5]])
+    context = Release(model, [str(i) for i in range(1, ITEMS + 1)]).context([[1, 2], [3, 4, 5]])
     assert isinstance(at_level(model, fitted.bank, "host"), Personalised)
     assert at_level(model, fitted.bank, "host").edit(context) is None
     assert at_level(model, fitted.bank, "edit") is model

@@ -20,7 +20,7 @@ from vision.methods.problem import Problem
 from vision.methods.t3a import T3A
 from vision.objectives import ImageObjective
 from vision.personalised import Personalised, make_editor
-from vision.serving.classifier import Classifier
+from vision.serving.release import Release
 
 KINDS = ("compact", "mobilenet_v3_small", "resnet18", "shufflenet_v2")
 SMALL = VisionConfig(
@@ -148,8 +148,8 @@ def test_a_card_trains_resumes_and_packs_what_the_cpu_loads(kind, tmp_path):
     again = train_held_back(Problem(toy_images(24), config, folder=tmp_path / "whole"))
     assert again.result == trained.result, "the checkpoint is taken up"
     summary = problem.test.run(model).summary
-    Classifier(model, problem.data.class_names, problem.data.image_shape).save(tmp_path / "bundle")
-    loaded = Classifier.load(tmp_path / "bundle").model
+    Release(model, problem.data.class_names, problem.data.image_shape).save(tmp_path / "bundle")
+    loaded = Release.load(tmp_path / "bundle").model
     assert loaded.host.device.type == "cpu"
     assert loaded.host.digest() == model.host.digest()
     assert problem.test.run(loaded).summary["accuracy"] == pytest.approx(summary["accuracy"], abs=0.1)

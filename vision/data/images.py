@@ -18,15 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from persona.arrays import arrays_from_bytes, arrays_to_bytes, read_file
 from persona.errors import ConfigError, DataError, FormatError
-from persona.storage import atomic_folder, load_tensors, read_json, save_tensors, write_json
+from persona.storage import atomic_folder, read_json, write_json
+
+if TYPE_CHECKING:  # whoever only looks at images needs no torch
+    from torch import Tensor
 
 FORMAT = "persona-images"
 FORMAT_VERSION = 1
@@ -160,10 +162,14 @@ class DeviceImages:
 
     def tensor(self, positions: NDArray[np.integer]) -> Tensor:
         """The images at ``positions`` (P,) as hosts read them: (P, C, H, W) uint8."""
+        import torch
+
         return torch.from_numpy(np.ascontiguousarray(self.pixels[positions].transpose(0, 3, 1, 2)))
 
     def label_tensor(self, positions: NDArray[np.integer]) -> Tensor:
         """The classes at ``positions``: (P,) int64."""
+        import torch
+
         return torch.from_numpy(self.labels[positions])
 
     def with_pixels(self, pixels: UInt8Array, **meta: Any) -> DeviceImages:
@@ -242,7 +248,7 @@ class DeviceImages:
             "meta": dict(self.meta),
         }
         with atomic_folder(folder) as new:
-            save_tensors(new / "images.safetensors", {k: torch.from_numpy(v) for k, v in arrays.items()}, {})
+            (new / "images.safetensors").write_bytes(arrays_to_bytes(arrays, {}))
             write_json(new / "images.json", header)
 
     @classmethod
@@ -263,16 +269,17 @@ class DeviceImages:
                 f"{folder} is of format version {header.get('version')}, this release reads version {FORMAT_VERSION}: "
                 "prepare the images again"
             )
-        tensors, _ = load_tensors(folder / "images.safetensors")
+        path = folder / "images.safetensors"
+        arrays, _ = arrays_from_bytes(read_file(path), str(path))
         try:
             data = cls(
-                pixels=tensors["pixels"].numpy(),
-                labels=tensors["labels"].numpy(),
-                offsets=tensors["offsets"].numpy(),
+                pixels=arrays["pixels"],
+                labels=arrays["labels"],
+                offsets=arrays["offsets"],
                 device_ids=tuple(header["device_ids"]),
                 class_names=tuple(header["class_names"]),
                 groups=tuple(header["groups"]),
-                reserved=tensors["reserved"].numpy(),
+                reserved=arrays["reserved"],
                 meta=header["meta"],
             )
             intact = data.digest == header["digest"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persona.device.bundle import open_graph
+from persona.graphs import open_graph
 from vision.hosts.base import Host
 from vision.hosts.norms import own_statistics
 

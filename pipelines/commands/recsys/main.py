@@ -27,7 +27,8 @@ from pipelines.commands.recsys.options import (
 from recsys.task import RECSYS
 
 if TYPE_CHECKING:
-    from pipelines.steps.recsys import Answer, Prepared
+    from pipelines.steps.answers import Recommended
+    from pipelines.steps.recsys import Prepared
     from pipelines.steps.workspace import Workspace
     from recsys.config import RecsysConfig
 
@@ -139,11 +140,11 @@ def recommend(
     as_json: console.JsonOption = False,
 ) -> None:
     """Answer: what should this user see now."""
-    out = task.start(RECSYS, as_json)
-    from pipelines.steps import recsys as steps
+    from pipelines.steps import answers
 
-    space = task.workspace(work)
-    answer = steps.recommend(
+    # Answers need no torch, which takes seconds.
+    out, space = console.Output(as_json), task.workspace(work)
+    answer = answers.recommend(
         model or space.bundle,
         work=space,
         user=user,
@@ -236,14 +237,14 @@ def _prepared(space: Workspace, source: Source, out: console.Output) -> Prepared
     return result
 
 
-def _before_and_after(space: Workspace, user: str | None) -> tuple[str, dict[str, Answer]]:
+def _before_and_after(space: Workspace, user: str | None) -> tuple[str, dict[str, Recommended]]:
     """What the last five events of a user change; of the one active last by default."""
-    from pipelines.steps import recsys as steps
+    from pipelines.steps import answers
 
-    shown = user or steps.latest_user(space)
+    shown = user or answers.latest_user(space)
     return shown, {
-        "before": steps.recommend(space.bundle, work=space, user=shown, drop_last=5),
-        "after": steps.recommend(space.bundle, work=space, user=shown),
+        "before": answers.recommend(space.bundle, work=space, user=shown, drop_last=5),
+        "after": answers.recommend(space.bundle, work=space, user=shown),
     }
 
 

@@ -10,9 +10,9 @@ from pipelines import console
 from recsys.task import RECSYS
 
 if TYPE_CHECKING:
+    from pipelines.steps.answers import Recommended
     from pipelines.steps.bank import Banked
     from pipelines.steps.evaluate import Comparison
-    from pipelines.steps.recsys import Answer
     from pipelines.steps.release import Released
     from pipelines.steps.workspace import Workspace
 
@@ -89,7 +89,7 @@ def released(made: Released, out: console.Output) -> None:
     )
 
 
-def answered(answer: Answer, out: console.Output) -> None:
+def answered(answer: Recommended, out: console.Output) -> None:
     """The items for one history."""
     recommendation = answer.recommendation
     if recommendation.unknown:
@@ -105,7 +105,7 @@ def answered(answer: Answer, out: console.Output) -> None:
     )
 
 
-def before_after(user: str, answers: dict[str, Answer], out: console.Output) -> None:
+def before_after(user: str, answers: dict[str, Recommended], out: console.Output) -> None:
     """What the last five events of a user changed."""
     before, after = ([i.title or i.item_id for i in a.recommendation.items] for a in answers.values())
     new = set(after) - set(before)

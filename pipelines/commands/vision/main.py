@@ -181,12 +181,12 @@ def classify(
     as_json: console.JsonOption = False,
 ) -> None:
     """Answer: what do these images of one device show."""
-    out = task.start(VISION, as_json)
-    from pipelines.steps import vision_answers
+    from pipelines.steps import answers
 
-    space = task.workspace(work)
+    # Answers need no torch, which takes seconds.
+    out, space = console.Output(as_json), task.workspace(work)
     files = [Path(part) for part in options.split(images)]
-    answer = vision_answers.classify(model or space.bundle, work=space, device=device, images=files, level=level)
+    answer = answers.classify(model or space.bundle, work=space, device=device, images=files, level=level)
     show.answered(answer, out)
     out.result(answer)
 
@@ -237,7 +237,7 @@ def _whole(
 ) -> dict[str, Any]:
     """All steps inside one run, and what each of them returned."""
     from pipelines import tracking
-    from pipelines.steps import vision_answers, vision_streams
+    from pipelines.steps import answers, vision_streams
 
     tracking.connect(VISION.name)
     with tracking.run("vision", tags={"step": "run"}) as active:
@@ -254,7 +254,7 @@ def _whole(
         refined = vision_streams.refine(settings, space)
         show.banked(refined, out)
         shown = space.data(VISION).device_ids[replayed.most_improved[0]["device"]]
-        answer = vision_answers.classify(space.bundle, work=space, device=shown)
+        answer = answers.classify(space.bundle, work=space, device=shown)
         tracking.log_json({"device": shown, "answer": answer}, "classification.json")
     show.answered(answer, out)
     out.say(f"\nSee runs, figures and the registered models:  persona ui   (run {active.info.run_id})")

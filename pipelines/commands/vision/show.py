@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pipelines import console
 
 if TYPE_CHECKING:
+    from pipelines.steps.answers import Classified
     from pipelines.steps.bank import Banked
     from pipelines.steps.evaluate import Comparison
     from pipelines.steps.release import Released
-    from pipelines.steps.vision_answers import Answer
     from vision.replay import Replayed
 
 
@@ -54,7 +54,7 @@ def released(made: Released, out: console.Output) -> None:
     out.say(f"Bundle {made.bundle}, mode {made.mode}, registered as {made.model.uri} with the alias 'candidate'")
 
 
-def answered(answer: Answer, out: console.Output) -> None:
+def answered(answer: Classified, out: console.Output) -> None:
     """The classes of images."""
     found = answer.classification
     for line in answer.skipped:

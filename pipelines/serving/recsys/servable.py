@@ -11,9 +11,11 @@ import numpy as np
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from persona.answering import HOST, lacking
 from persona.cloud import EditTables
 from persona.errors import FormatError
-from pipelines.serving.banks import bank_message
+from pipelines.serving.banks import bank_message, told_of_bank
+from pipelines.serving.edits import Made, conflict, make_edits, serving_level
 from pipelines.serving.errors import Refusal
 from pipelines.serving.recsys import routes
 from pipelines.serving.recsys.schemas import (
@@ -28,8 +30,8 @@ from pipelines.serving.recsys.schemas import (
     RecommendationRequest,
 )
 from pipelines.serving.servable import Operation, Reply, Service, Versions
-from recsys.serving.answers import NO_BANK, NO_EDITOR, NO_ITEM, Answer, Ask, CompiledRecommender
 from recsys.serving.index import EXACT, IndexConfig
+from recsys.serving.recommender import NO_ITEM, Ask, Recommendation, Recommender
 
 # Scores computed at once: what a batch takes in memory.
 SCORES = 1 << 20
@@ -79,16 +81,14 @@ class RecommenderTask:
 
     def load(self, folder: Path, name: str, version: str) -> RecommenderServable:
         """Read the compiled part of a bundle; neither torch nor TorchRec is loaded."""
-        recommender = CompiledRecommender.load(folder, self.index)
+        recommender = Recommender.load(folder, self.index)
         return RecommenderServable(recommender, name, version, bank_message(folder, recommender.bank))
 
 
 class RecommenderServable:
     """One version of the recommender."""
 
-    def __init__(
-        self, recommender: CompiledRecommender, name: str, version: str, bank_message: bytes | None = None
-    ) -> None:
+    def __init__(self, recommender: Recommender, name: str, version: str, bank_message: bytes | None = None) -> None:
         self.recommender, self.bank_message = recommender, bank_message
         self.versions = Versions(name, version, recommender.host, recommender.bank)
         self._stamp = self.versions.as_dict()
@@ -123,37 +123,21 @@ class RecommenderServable:
         """
         level = "host" if self.recommender.tables is None else "edit"
         known = self.recommender.item_ids[:3]
-        answers = self.recommender.recommend([Ask(known, k=1, level=level, seen=True), Ask([], k=1, level="host")])
-        if any(not np.isfinite(answer.scores).all() or not answer.items for answer in answers):
+        answers = self.recommender.answer([Ask(known, k=1, level=level, seen=True), Ask([], k=1, level="host")])
+        if any(not answer.items or not np.isfinite(answer.items[0].score) for answer in answers):
             raise FormatError("the scores of this bundle are not finite: release it again")
         if answers[0].level != level:
             raise FormatError(f"this bundle cannot answer at level {level} ({answers[0].fallback}): release it again")
 
     def prototypes(self) -> dict[str, Any] | None:
         """Members, norms and lineage of the bank."""
-        tables = self.recommender.tables
-        if tables is None or not tables.bank:
-            return None
-        about = tables.about
-        rows = zip(about["members"], about["norms"], about["origin"], strict=True)
-        return self._stamp | {
-            "version": tables.bank,
-            "parent": about["parent"],
-            "editor": about["editor"],
-            "prototypes": [
-                {"index": i, "members": members, "norm": norm, "origin": origin if origin >= 0 else None}
-                for i, (members, norm, origin) in enumerate(rows)
-            ],
-            "directions": about["energy"],
-            "metadata": about["metadata"],
-        }
+        return told_of_bank(self.recommender.tables, self._stamp)
 
     def search(self, query: str) -> list[dict[str, Any]]:
         """Items whose title or id holds a text, whatever the case."""
-        titles = self.recommender.titles
         wanted, found = query.strip().casefold(), []
-        for i, item in enumerate(self.recommender.item_ids):
-            title = titles[i] if titles else None
+        for i, item in enumerate(self.recommender.item_ids, start=1):
+            title = self.recommender.vocabulary.title(i)
             if wanted in (title or item).casefold() or wanted == item.casefold():
                 found.append({"id": item, "title": title})
                 if len(found) == _FOUND:
@@ -165,26 +149,19 @@ class RecommenderServable:
         ids = self.recommender.item_ids
         walks = [[ids[len(ids) * i // count]] for i in range(count)]
         for _ in range(length - 1):
-            answers = self.recommender.recommend([Ask(walk, k=1, level="host") for walk in walks])
+            answers = self.recommender.recommend_many(walks, k=1, level="host")
             for walk, answer in zip(walks, answers, strict=True):
-                walk += [ids[i - 1] for i in answer.items]
-        return [[self._item(self.recommender.index[item]) for item in walk] for walk in walks]
-
-    def _item(self, index: int) -> dict[str, Any]:
-        titles = self.recommender.titles
-        return {"id": self.recommender.item_ids[index - 1], "title": titles[index - 1] if titles else None}
+                walk += [item.item_id for item in answer.items]
+        known = self.recommender.vocabulary
+        return [[{"id": item, "title": known.title(known.index[item])} for item in walk] for walk in walks]
 
     def _recommend(self, requests: Sequence[RecommendationRequest]) -> list[Reply | Exception]:
         asks = [Ask(r.history, r.k, r.level, r.exclude, r.only, r.seen) for r in requests]
-        return [Reply(self._recommendation(answer)) for answer in self.recommender.recommend(asks)]
+        return [Reply(self._recommendation(answer)) for answer in self.recommender.answer(asks)]
 
-    def _recommendation(self, answer: Answer) -> dict[str, Any]:
-        ids, titles = self.recommender.item_ids, self.recommender.titles
-        pairs = zip(answer.items, answer.scores, strict=True)
+    def _recommendation(self, answer: Recommendation) -> dict[str, Any]:
         return {
-            "items": [
-                {"id": ids[i - 1], "score": score, "title": titles[i - 1] if titles else None} for i, score in pairs
-            ],
+            "items": [{"id": item.item_id, "score": item.score, "title": item.title} for item in answer.items],
             "level": answer.level,
             "fallback": answer.fallback,
             "prototype": answer.prototype,
@@ -196,91 +173,42 @@ class RecommenderServable:
         }
 
     def _edit(self, requests: Sequence[EditRequest]) -> list[Reply | Exception]:
+        tables = self.recommender.tables
         replies: list[Reply | Exception] = [Reply({})] * len(requests)
-        able: list[tuple[int, EditRequest, list[int]]] = []
+        able: list[tuple[int, list[int]]] = []
         for i, request in enumerate(requests):
-            refused = self._conflict(request)
             known = self.recommender.known_items(request.history)[0]
-            reason = "" if known else NO_ITEM
-            if self.recommender.tables is None:
-                reason = NO_EDITOR
-            elif request.level != "full" and not self.recommender.bank:
-                reason = NO_BANK
+            reason = lacking(tables, serving_level(request.level)) or ("" if known else NO_ITEM)
+            refused = conflict(self.versions, request.host, request.bank)
             if refused is not None:
                 replies[i] = refused
             elif reason:
-                replies[i] = self._edit_reply("host", reason, None, [], 0.0, b"")
+                replies[i] = self._edit_reply(Made(HOST, reason))
             else:
-                able.append((i, request, known))
-        for (i, _, _), made in zip(able, self._messages([(request, known) for _, request, known in able]), strict=True):
-            replies[i] = made
+                able.append((i, known))
+        if able and tables is not None:
+            contexts = self.recommender.contexts([known for _, known in able])
+            levels = [requests[i].level for i, _ in able]
+            for (i, _), made in zip(able, make_edits(tables, contexts, levels, tables.full_message), strict=True):
+                replies[i] = self._edit_reply(made)
         return replies
 
-    def _conflict(self, request: EditRequest) -> Refusal | None:
-        """The device's versions, if it tells them, have to be the service's."""
-        for name, own, held in (
-            ("host", self.versions.host, request.host),
-            ("prototype bank", self.versions.bank, request.bank),
-        ):
-            if held is not None and held != own:
-                return Refusal(
-                    409,
-                    "other_version",
-                    f"the device holds another {name} than {own[:12] or '(none)'}, which the service answers with: "
-                    "update the device",
-                )
-        return None
-
-    def _messages(self, wanted: Sequence[tuple[EditRequest, list[int]]]) -> list[Reply]:
+    def _edit_reply(self, made: Made) -> Reply:
         tables = self.recommender.tables
-        if not wanted or tables is None:
-            return []
-        contexts = self.recommender.contexts([known for _, known in wanted])
-        levels = ["edit" if request.level == "full" else request.level for request, _ in wanted]
-        chosen = tables.choose(contexts.codes, contexts.unbounded, levels)
-        replies = []
-        for row, level in enumerate(chosen.levels):
-            nearest = None if chosen.prototypes is None else int(chosen.prototypes[row])
-            distances = [] if chosen.distances is None else _finite(chosen.distances[row].tolist())
-            norm, extra, message = float(chosen.norms[row]), {}, b""
-            if level == "prototype" and nearest is not None:
-                message = bytes([nearest])
-            elif level == "basis" and chosen.prototypes is not None and nearest is not None:
-                row_codes = contexts.codes[row : row + 1]
-                coefficients = tables.coefficients(row_codes, chosen.prototypes[row : row + 1])[0]
-                message = tables.remainder_message(nearest, coefficients)
-                extra = {"coefficients": coefficients.tolist()}
-            elif level == "edit":
-                message = tables.full_message(contexts.unbounded[row])
-                extra = {"layers": _layers(tables, contexts.unbounded[row])}
-            named = "full" if level == "edit" else level
-            replies.append(self._edit_reply(named, chosen.reasons[row], nearest, distances, norm, message, **extra))
-        return replies
-
-    def _edit_reply(
-        self,
-        level: str,
-        fallback: str,
-        prototype: int | None,
-        distances: list[float],
-        norm: float,
-        message: bytes,
-        **extra: Any,
-    ) -> Reply:
+        whole = {} if tables is None or made.unbounded is None else _layers(tables, made.unbounded)
         content = {
-            "level": level,
-            "fallback": fallback,
-            "prototype": prototype,
-            "distances": distances,
-            "edit_norm": norm,
-            "coefficients": [],
-            "layers": {},
-            **extra,
-            "message": base64.b64encode(message).decode(),
-            "bytes": len(message),
+            "level": made.level,
+            "fallback": made.fallback,
+            "prototype": made.prototype,
+            "distances": made.distances,
+            "edit_norm": made.norm,
+            "coefficients": made.coefficients,
+            "layers": whole,
+            "message": base64.b64encode(made.message).decode(),
+            "bytes": len(made.message),
             **self._stamp,
         }
-        return Reply(content, message)
+        return Reply(content, made.message)
 
     def _assign(self, request: AssignmentRequest) -> Reply | Exception:
         tables = self.recommender.tables
@@ -297,11 +225,6 @@ class RecommenderServable:
                 if np.isfinite(distances[row, j]):
                     assigned[i] |= {"prototype": j, "distance": float(distances[row, j])}
         return Reply({"assignments": assigned, **self._stamp})
-
-
-def _finite(values: list[float]) -> list[float]:
-    """Values for JSON: none, if one of them is no number."""
-    return values if np.isfinite(values).all() else []
 
 
 def _layers(tables: EditTables, unbounded: np.ndarray) -> dict[str, dict[str, list[list[float]]]]:

@@ -1,4 +1,4 @@
-"""The classifier as a service answers with it: classes of images, edits for devices. Needs torch, unlike the recommender."""
+"""The classifier as a service answers with it: classes of images, edits for devices."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import base64
 import binascii
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from persona.answering import HOST, lacking
 from persona.errors import FormatError
-from pipelines.serving.banks import bank_message
+from pipelines.serving.banks import bank_message, told_of_bank
+from pipelines.serving.edits import Made, conflict, make_edits, serving_level
 from pipelines.serving.errors import Refusal
 from pipelines.serving.servable import Operation, Reply, Service, Versions
 from pipelines.serving.vision import routes
@@ -27,9 +29,7 @@ from pipelines.serving.vision.schemas import (
     DeviceEditRequest,
     PixelsRequest,
 )
-
-if TYPE_CHECKING:  # torch takes seconds, and only services of classifiers need it
-    from vision.serving.classifier import Classifier
+from vision.serving.classifier import Classifier
 
 
 class ClassifierTask:
@@ -62,11 +62,7 @@ class ClassifierTask:
         routes.add(api, service)
 
     def load(self, folder: Path, name: str, version: str) -> ClassifierServable:
-        """Read a bundle."""
-        from persona import runtime
-        from vision.serving.classifier import Classifier
-
-        runtime.configure()
+        """Read the compiled part of a bundle; torch is not loaded."""
         return ClassifierServable(Classifier.load(folder), name, version, folder)
 
 
@@ -77,16 +73,12 @@ class ClassifierServable:
 
     def __init__(self, classifier: Classifier, name: str, version: str, folder: Path) -> None:
         self.classifier = classifier
-        bank = "" if classifier.bank is None else classifier.bank.version
-        self.bank_message = bank_message(folder, bank)
-        self.versions = Versions(name, version, classifier.host_digest, bank)
+        self.bank_message = bank_message(folder, classifier.bank)
+        self.versions = Versions(name, version, classifier.host, classifier.bank)
 
     def answer(self, requests: Sequence[BaseModel]) -> list[Reply | Exception]:
         """Every request by itself."""
-        import torch
-
-        with torch.inference_mode():
-            return [self._one(request) for request in requests]
+        return [self._one(request) for request in requests]
 
     def check(self) -> None:
         """Classify a grey image.
@@ -101,24 +93,7 @@ class ClassifierServable:
 
     def prototypes(self) -> dict[str, Any] | None:
         """Members, norms and lineage of the bank."""
-        import torch
-
-        bank = self.classifier.bank
-        if bank is None:
-            return None
-        norms = bank.prototype(torch.arange(len(bank))).norm().tolist()
-        rows = zip(bank.members.tolist(), norms, bank.origin.tolist(), strict=True)
-        return self.versions.as_dict() | {
-            "version": bank.version,
-            "parent": bank.parent,
-            "editor": bank.editor,
-            "prototypes": [
-                {"index": i, "members": members, "norm": norm, "origin": origin if origin >= 0 else None}
-                for i, (members, norm, origin) in enumerate(rows)
-            ],
-            "directions": bank.basis.energy.tolist(),
-            "metadata": dict(bank.metadata),
-        }
+        return told_of_bank(self.classifier.tables, self.versions.as_dict())
 
     def examples(self) -> list[dict[str, Any]]:
         """The names of the classes, drawn as several devices could show them: ``name`` and ``images`` in base64."""
@@ -156,25 +131,25 @@ class ClassifierServable:
         )
 
     def _edit(self, request: DeviceEditRequest) -> Reply:
-        from vision.serving.classifier import NO_BANK, NO_EDITOR, NOT_FINITE
+        refused = conflict(self.versions, request.host, None)
+        if refused is not None:
+            raise refused
+        tables = self.classifier.tables
+        missing = lacking(tables, serving_level(request.level))
+        if missing or tables is None:
+            return self._made(Made(HOST, missing))
+        contexts = self.classifier.contexts(self._pixels(request.images))
+        return self._made(make_edits(tables, contexts, [request.level], self.classifier.model.full_message)[0])
 
-        if request.host is not None and request.host != self.versions.host:
-            own = self.versions.host[:12]
-            raise Refusal(409, "other_version", f"the device holds another host than {own}: update the device")
-        server = self.classifier.server
-        if server is None:
-            return self._made("host", NO_EDITOR if self.classifier.model.editor is None else NO_BANK, None, b"")
-        codes = self.classifier.codes(self._pixels(request.images)[-self.classifier.context_images :])
-        for level in dict.fromkeys((request.level, "prototype")):
-            if bool(codes.isfinite().all()) and bool(server.edit(codes, level).is_finite().all()):
-                reason = "" if level == request.level else NOT_FINITE
-                return self._made(level, reason, int(server.assign(codes)[0]), server.messages(codes, level)[0])
-        return self._made("host", NOT_FINITE, None, b"")
-
-    def _made(self, level: str, fallback: str, prototype: int | None, message: bytes) -> Reply:
-        content = {"level": level, "fallback": fallback, "prototype": prototype, "bytes": len(message)}
-        encoded = {"message": base64.b64encode(message).decode()}
-        return Reply(content | encoded | self.versions.as_dict(), message)
+    def _made(self, made: Made) -> Reply:
+        content = {
+            "level": made.level,
+            "fallback": made.fallback,
+            "prototype": made.prototype,
+            "bytes": len(made.message),
+            "message": base64.b64encode(made.message).decode(),
+        }
+        return Reply(content | self.versions.as_dict(), made.message)
 
     def _pixels(self, images: Sequence[str]) -> NDArray[np.uint8]:
         """Pixels (n, H, W, C) of image files in base64, stretched to the host's size.

@@ -7,7 +7,7 @@ import pytest
 from persona.device import DeviceBundle
 from pipelines import cli
 from recsys.device.recommender import DeviceRecommender
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from tests.recsys.device.test_export import recommender
 from tests.recsys.toy import personalised, walks
 
@@ -31,7 +31,7 @@ def test_a_bundle_becomes_a_folder_for_devices(work, tmp_path, capsys):
     assert {"graph.onnx", "device.json", "items.json", "policy.safetensors", "bank/bank.json"} <= told["files"].keys()
     bundle = DeviceBundle.load(out)
     assert bundle.policy.rate == 0.3
-    assert bundle.bank.version == Recommender.load(work / "bundle").bank.version
+    assert bundle.bank.version == Release.load(work / "bundle").bank.version
     device = DeviceRecommender.load(out)
     assert device.wants_edit(["i1"])
     assert device.recommend(["i1"], 1).items[0].title.startswith("Title")
@@ -54,7 +54,7 @@ def test_what_cannot_be_exported_says_why(work, tmp_path, capsys, options, sente
 def test_a_folder_without_a_bundle_and_a_host_without_an_editor(work, tmp_path, capsys):
     assert cli.main(["export", "--model", str(tmp_path), "--out", str(tmp_path / "device")]) == 2
     assert "holds no bundle" in capsys.readouterr().err
-    Recommender(personalised("gru4rec", editor=False), [str(i) for i in range(1, 31)]).save(tmp_path / "host")
+    Release(personalised("gru4rec", editor=False), [str(i) for i in range(1, 31)]).save(tmp_path / "host")
     options = ["--out", str(tmp_path / "device"), "--policy-data", str(work)]
     assert cli.main(["export", "--model", str(tmp_path / "host"), *options]) == 2
     assert "no edits to ask for" in capsys.readouterr().err

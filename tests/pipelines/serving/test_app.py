@@ -11,7 +11,7 @@ import pytest
 from pipelines.serving import admission
 from pipelines.serving.batching import Batcher
 from pipelines.serving.recsys.schemas import MOST_ANSWERS
-from recsys.serving.answers import Ask, CompiledRecommender
+from recsys.serving.recommender import Recommender
 from tests.pipelines.serving.conftest import client_of
 from tests.pipelines.serving.toy import HOST, IDS, ITEMS, LENGTH, PROTOTYPES, bank_version, write_bundle
 
@@ -26,10 +26,10 @@ def recommend(client, **body):
 @pytest.mark.parametrize("level", ["host", "prototype", "basis", "edit"])
 def test_recommendations_are_those_of_the_bundle(client, bundle, level):
     answer = recommend(client, level=level, k=4).json()
-    wanted = CompiledRecommender.load(bundle).recommend([Ask(HISTORY, 4, level)])[0]
-    assert [item["id"] for item in answer["items"]] == [IDS[i - 1] for i in wanted.items]
-    assert [item["score"] for item in answer["items"]] == pytest.approx(wanted.scores)
-    assert [item["title"] for item in answer["items"]] == [f"Film {i}" for i in wanted.items]
+    wanted = Recommender.load(bundle).recommend(HISTORY, 4, level=level)
+    assert [item["id"] for item in answer["items"]] == [item.item_id for item in wanted.items]
+    assert [item["score"] for item in answer["items"]] == pytest.approx([item.score for item in wanted.items])
+    assert [item["title"] for item in answer["items"]] == [item.title for item in wanted.items]
     assert (answer["level"], answer["fallback"], answer["prototype"]) == (level, "", wanted.prototype)
     assert answer["model"]["name"] == bundle.name
     assert (answer["host"], answer["bank"]) == (HOST, bank_version(0))

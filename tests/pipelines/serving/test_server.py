@@ -12,7 +12,7 @@ import time
 import httpx
 import pytest
 
-from recsys.serving.answers import Ask, CompiledRecommender
+from recsys.serving.recommender import Recommender
 from tests.pipelines.serving.conftest import PATIENCE, Process
 from tests.pipelines.serving.toy import IDS, bank_version, write_bundle
 
@@ -40,9 +40,9 @@ def references(tmp_path_factory):
     root = tmp_path_factory.mktemp("references")
     found = {}
     for seed in SEEDS:
-        recommender = CompiledRecommender.load(write_bundle(root / str(seed), seed))
-        answers = [recommender.recommend([Ask(history, 5)])[0] for history in HISTORIES]
-        found[bank_version(seed)] = [([IDS[i - 1] for i in a.items], a.scores) for a in answers]
+        recommender = Recommender.load(write_bundle(root / str(seed), seed))
+        answers = [recommender.recommend(history, 5) for history in HISTORIES]
+        found[bank_version(seed)] = [([i.item_id for i in a.items], [i.score for i in a.items]) for a in answers]
     return found
 
 

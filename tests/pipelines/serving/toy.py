@@ -15,9 +15,9 @@ import polars as pl
 import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 
+from persona.bundles import COMPILED, digests
 from persona.storage import digest_json
 from recsys.data.columns import ITEM, TITLE
-from recsys.serving.answers import FOLDER, digests
 from recsys.serving.graphs import EDIT, RANK, TABLES
 
 ITEMS, WIDTH, LENGTH, PROTOTYPES = 40, 4, 5, 3
@@ -47,14 +47,17 @@ def write_bundle(folder: Path, seed: int = 0, *, bank: bool = True, editor: bool
         "format": "persona-recsys-bundle",
         "version": 2,
         "host": {"max_length": LENGTH},
+        "editor": {} if editor else None,
         "host_digest": HOST,
+        "editor_digest": "cd" * 32 if editor else None,
+        "info": {},
         "bank_version": bank_version(seed) if bank and editor else None,
         "items_digest": digest_json(items),
         "compiled": digests(files),
     }
-    (folder / FOLDER).mkdir(parents=True)
+    (folder / COMPILED).mkdir(parents=True)
     for name, data in files.items():
-        (folder / FOLDER / name).write_bytes(data)
+        (folder / COMPILED / name).write_bytes(data)
     pl.DataFrame(items).write_parquet(folder / "items.parquet")
     (folder / "bundle.json").write_text(json.dumps(header))
     return folder

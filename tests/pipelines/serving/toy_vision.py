@@ -11,7 +11,7 @@ from tests.vision.common import toy_images
 from vision.config import VisionConfig
 from vision.methods import Problem
 from vision.prototypes import window_codes
-from vision.serving.classifier import Classifier
+from vision.serving.release import Release
 
 DATA = toy_images(devices=8, per_device=6, classes=3, size=16)
 
@@ -28,5 +28,6 @@ def write_classifier(folder: Path) -> Path:
     model.editor.host = host.digest()
     codes, _ = window_codes(model, problem.evaluation(problem.split.adapt))
     bank = fit_bank(model.editor, codes, 2).bank
-    Classifier(model, DATA.class_names, DATA.image_shape, {"settings": problem.config.as_dict()}, bank).save(folder)
+    made = Release(model, DATA.class_names, DATA.image_shape, {"settings": problem.config.as_dict()}, bank)
+    made.compile().save(folder)
     return folder

@@ -12,7 +12,7 @@ from pipelines import tracking
 from pipelines.steps import bank
 from pipelines.steps.workspace import Workspace
 from recsys.data.batches import Context
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from recsys.task import RECSYS
 from tests.recsys.toy import personalised, walks
 
@@ -27,10 +27,10 @@ def change(low, high):
 def served():
     """A model with a bank of three prototypes, and contexts of forty users that it has not seen."""
     data, model = walks(users=40), personalised(learned=True)
-    plain = Recommender(model, data.item_ids.to_list())
+    plain = Release(model, data.item_ids.to_list())
     contexts = Context(*(torch.from_numpy(part) for part in data.contexts(data.offsets[:-1] + 6, 5)))
     fitted = fit_bank(model.editor, model.codes(contexts), 3, users=torch.arange(40)).bank
-    recommender = RECSYS.with_bank(plain, fitted)
+    recommender = plain.with_bank(fitted)
     later = model.codes(Context(*(torch.from_numpy(part) for part in data.contexts(data.offsets[1:] - 1, 5))))
     where = recommender.server.assign(later)
     statistics = UserStatistics.collect(later, torch.arange(40), where, 3)

@@ -19,7 +19,7 @@ from recsys.data.columns import ITEM, TIME, USER
 from recsys.data.log import read_log
 from recsys.data.sequences import build_sequences
 from recsys.prototypes import user_numbers
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from tests.recsys.toy import personalised, walks
 
 OLD, NEW = 8, 12
@@ -44,12 +44,12 @@ def template(tmp_path_factory):
     work = Workspace(root / "work")
     model = personalised(learned=True)
     ids = whole.item_ids.to_list()
-    plain = Recommender(model, ids)
+    plain = Release(model, ids)
     items, lengths = whole.latest_contexts(range(40), 5)
     codes = model.codes(Context(torch.from_numpy(items), torch.from_numpy(lengths)))
     bank = fit_bank(model.editor, codes, 3, users=user_numbers(whole.user_ids.to_list())).bank
     work.lineage(plain.host_digest).save(bank)
-    Recommender(model, ids, bank=bank).save(work.bundle)
+    Release(model, ids, bank=bank).save(work.bundle)
     build_sequences(read_log(root / "old.csv")).save(work.prepared)
     return root
 
@@ -75,7 +75,7 @@ def test_shares_cover_all_users_once(template, tmp_path):
     parts = [collect(work, tmp_path / f"p/{i}.safetensors", shard=Shard(i, 3), source=source) for i in (1, 2, 3)]
     assert sum(part.users for part in parts) == 40
     assert sum(part.window["events"] for part in parts) == 160
-    bank = work.lineage(Recommender.load(work.bundle).host_digest).load()
+    bank = work.lineage(Release.load(work.bundle).host_digest).load()
     merged, alone = of_files([tmp_path / "p"], bank), load_statistics(tmp_path / "whole.safetensors").statistics
     assert torch.equal(merged.statistics.users, alone.users)
     torch.testing.assert_close(merged.statistics.sums, alone.sums)
@@ -91,7 +91,7 @@ def test_what_is_refused(template, tmp_path):
             Shard.parse(text)
     with pytest.raises(ConfigError, match="which events are new"):
         collect(work, tmp_path / "a.safetensors")
-    bank = work.lineage(Recommender.load(work.bundle).host_digest).load()
+    bank = work.lineage(Release.load(work.bundle).host_digest).load()
     with pytest.raises(DataError, match="no file of statistics"):
         of_files([tmp_path], bank)
     with pytest.raises(DataError, match="fewer shares"):
@@ -108,7 +108,7 @@ def test_merged_statistics_refine_as_the_events_do(place):
     assert merged["served"]
     assert not merged["report"]["compared"]
     assert merged["report"]["window"] == {**merged["report"]["window"], "events": 160, "users": 40, "shards": 2}
-    lineage = Workspace(place / "work").lineage(Recommender.load(place / "work" / "bundle").host_digest)
+    lineage = Workspace(place / "work").lineage(Release.load(place / "work" / "bundle").host_digest)
     assert lineage.head == merged["version"]
 
     # The head has moved on: what was collected for its parent must not refine it.
@@ -122,7 +122,7 @@ def test_merged_statistics_refine_as_the_events_do(place):
     assert alone["report"]["compared"]
     a, b = (lineage.load(v["version"]) for v in (merged, alone))
     torch.testing.assert_close(a.prototypes.flat(), b.prototypes.flat(), rtol=0, atol=1e-6)
-    a.check(HeadMetric(Recommender.load(place / "work" / "bundle").model.editor))
+    a.check(HeadMetric(Release.load(place / "work" / "bundle").model.editor))
     lineage.restore(merged["parent"])
     code, compared = persona("refine", "--statistics", "stats", "--events", "new.csv", "--min-users", "2")
     assert code == 0, compared

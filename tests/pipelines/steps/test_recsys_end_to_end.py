@@ -16,14 +16,15 @@ from persona.errors import ConfigError
 from pipelines import console
 from pipelines.cli import main
 from pipelines.commands.recsys import show as recsys_show
-from pipelines.steps import recsys as recsys_steps
+from pipelines.steps import answers as answering
 from pipelines.steps.workspace import Workspace
 from recsys.data import catalogue
 from recsys.data.columns import ITEM, USER
 from recsys.serving.recommender import Ranked, Recommendation, Recommender
+from recsys.serving.release import Release
 from recsys.task import RECSYS
 from tests.pipelines.small import SMALL
-from tests.recsys.toy import personalised, sequences, walks
+from tests.recsys.toy import ITEMS, personalised, sequences, walks
 
 USERS, FILMS = 60, 150
 EVALUATED = "persona_held_back,finetune_adaptive"
@@ -335,28 +336,36 @@ def test_a_step_that_fails_leaves_a_failed_run_with_the_reason(workplace, capsys
         assert sentence in run.data.tags["failure"]
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """What answers are made with, compiled once."""
+    return Release(personalised(learned=True), [str(100 + i) for i in range(1, ITEMS + 1)]).compile().compiled
+
+
 @pytest.fixture
-def space(tmp_path):
+def space(tmp_path, compiled):
     """A workspace with prepared walks and a bundle, though untrained."""
     space = Workspace(tmp_path / "work")
     data = walks()
     data.save(space.prepared)
-    Recommender(personalised(learned=True), data.item_ids.to_list(), data.titles.to_list()).save(space.bundle)
+    made = Release(personalised(learned=True), data.item_ids.to_list(), data.titles.to_list())
+    made.compiled = compiled
+    made.save(space.bundle)
     return space
 
 
 def test_a_user_is_answered_by_their_history(space):
     data = space.data(RECSYS)
     history = [data.item_ids[int(i) - 1] for i in data.history_of("u3")]
-    answer = recsys_steps.recommend(space.bundle, work=space, user="u3", k=4)
+    answer = answering.recommend(space.bundle, work=space, user="u3", k=4)
     assert answer.history == history
     assert answer.recommendation == Recommender.load(space.bundle).recommend(history, 4)
-    assert answer == recsys_steps.recommend(space.bundle, history=history, k=4)
+    assert answer == answering.recommend(space.bundle, history=history, k=4)
 
 
 @pytest.mark.parametrize(("drop", "left"), [(0, 12), (5, 7), (12, 0), (13, 0), (20, 0)])
 def test_the_latest_events_can_be_left_out(space, drop, left):
-    answer = recsys_steps.recommend(space.bundle, work=space, user="u3", drop_last=drop)
+    answer = answering.recommend(space.bundle, work=space, user="u3", drop_last=drop)
     data = space.data(RECSYS)
     assert answer.history == [data.item_ids[int(i) - 1] for i in data.history_of("u3")][:left]
     assert answer.recommendation.level == ("edit" if left else "host")
@@ -364,21 +373,21 @@ def test_the_latest_events_can_be_left_out(space, drop, left):
 
 def test_a_user_needs_a_workspace(space):
     with pytest.raises(ConfigError, match="give --work, or a --history"):
-        recsys_steps.recommend(space.bundle, user="u3")
+        answering.recommend(space.bundle, user="u3")
 
 
 def test_the_user_shown_is_the_one_active_last_with_a_history_worth_showing(tmp_path):
     space = Workspace(tmp_path)
     data = sequences([[1, 2, 3] * 5, [4, 5] * 6, [7]])
     data.save(space.prepared)
-    assert recsys_steps.latest_user(space) == "u1", "u2 came later, with one event"
+    assert answering.latest_user(space) == "u1", "u2 came later, with one event"
 
 
 def test_before_and_after_may_differ_in_length(capsys):
     """A small catalogue has fewer fresh items after five more events."""
 
     def answer(*ids):
-        return recsys_steps.Answer([], Recommendation([Ranked(one, 0.5) for one in ids], "edit"))
+        return answering.Recommended([], Recommendation([Ranked(one, 0.5) for one in ids], "edit"))
 
     recsys_show.before_after("7", {"before": answer("a", "b"), "after": answer("c")}, console.Output(False))
     shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ from PIL import Image
 
 from persona.errors import ConfigError, DataError
 from pipelines.cli import main
-from pipelines.steps import vision_answers
+from pipelines.steps import answers
 from pipelines.steps.workspace import Workspace
 from pipelines.versions import snapshots
 from vision.methods import Problem, train_configured
@@ -91,8 +91,8 @@ def test_every_step_leaves_what_the_next_one_needs(steps):
     answer = results["classify"]
     assert len(answer["images"]) == len(answer["classification"]["classes"]) == 20
     assert answer["classification"]["level"] == "edit"
-    answers = pl.read_parquet(place / "work" / "replay" / "answers.parquet")
-    assert len(answers) == results["replay"]["images"]
+    replayed = pl.read_parquet(place / "work" / "replay" / "answers.parquet")
+    assert len(replayed) == results["replay"]["images"]
 
 
 def test_runs_figures_and_registered_models_are_in_the_store(steps):
@@ -130,7 +130,7 @@ def test_the_registered_model_answers_like_the_bundle(place):
         expected = classifier.classify(data.pixels[:20], level=level)
         assert frame["class"].tolist() == expected.classes
         assert set(frame["level"]) == {level}
-    assert vision_answers.load_classifier("models:/persona-vision/1").host_digest == classifier.host_digest
+    assert Classifier.load(answers.bundle_folder("models:/persona-vision/1")).host == classifier.host
 
 
 @pytest.mark.parametrize("mode", ["gated", "auto"])
@@ -151,9 +151,9 @@ def test_every_mode_is_released_alike(place, tmp_path, monkeypatch, mode):
     assert tags["mode"] == released["mode"] == chosen
     settings = {name: float(value) for name, value in trained.chosen.items() if name != chosen}
     assert {k.removeprefix("chosen."): float(v) for k, v in tags.items() if k.startswith("chosen.")} == settings
-    assert classifier.host_digest == released["host_digest"]
+    assert classifier.host == released["host_digest"]
     if mode == "gated":
-        assert classifier.host_digest != Classifier.load(place / "work" / "bundle").host_digest
+        assert classifier.host != Classifier.load(place / "work" / "bundle").host
     replayed = persona("replay")
     assert replayed["accuracy"]["edit"] == pytest.approx(released["metrics"]["stream/accuracy"])
 
@@ -162,16 +162,16 @@ def test_files_are_classified_and_what_is_wrong_is_said(place, tmp_path):
     for i in range(3):
         Image.fromarray(np.full((40, 30), 80 * i, np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "note.txt").write_text("no image")
-    answer = vision_answers.classify(place / "work" / "bundle", images=[tmp_path])
+    answer = answers.classify(place / "work" / "bundle", images=[tmp_path])
     assert [path.rsplit("/", 1)[1] for path in answer.images] == ["0.png", "1.png", "2.png"]
     assert len(answer.skipped) == 1
     space = Workspace(place / "work")
     with pytest.raises(ConfigError, match="either a device"):
-        vision_answers.classify(space.bundle, work=space)
+        answers.classify(space.bundle, work=space)
     with pytest.raises(DataError, match="no device 'digits/x'"):
-        vision_answers.classify(space.bundle, work=space, device="digits/x")
+        answers.classify(space.bundle, work=space, device="digits/x")
     with pytest.raises(DataError, match="does not exist"):
-        vision_answers.classify(space.bundle, images=[tmp_path / "none"])
+        answers.classify(space.bundle, images=[tmp_path / "none"])
 
 
 def test_refining_twice_without_a_new_replay_is_refused(place, capsys):

@@ -16,7 +16,7 @@ from persona.prototypes import Server, fit_bank
 from recsys.data.batches import Context
 from recsys.device.export import edit_points, export_recommender, fit_request_policy, summaries
 from recsys.device.recommender import Catalogue, DeviceRecommender
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release
 from tests.recsys.toy import ITEMS, personalised, walks
 
 LENGTH = 5
@@ -38,7 +38,7 @@ def recommender(kind):
     codes = model.editor.codes(model.host.context_features(context), context.lengths)
     bank = fit_bank(model.editor, codes, 4, seed=0).bank
     titles = [f"Title {n}" for n in range(1, ITEMS + 1)]
-    return Recommender(model, _ids(range(1, ITEMS + 1)), titles, bank=bank)
+    return Release(model, _ids(range(1, ITEMS + 1)), titles, bank=bank)
 
 
 @pytest.fixture(scope="module", params=["gru4rec", "sasrec", "din"])
@@ -163,7 +163,7 @@ def test_a_calibrated_policy_travels_and_decides(tmp_path):
 
 def test_without_an_editor_full_edits_alone_are_possible(tmp_path):
     model = personalised("gru4rec", editor=False)
-    export_recommender(Recommender(model, _ids(range(1, ITEMS + 1))), tmp_path / "bundle")
+    export_recommender(Release(model, _ids(range(1, ITEMS + 1))), tmp_path / "bundle")
     device = DeviceRecommender.load(tmp_path / "bundle")
     assert device.device.bank is None
     assert device.recommend(["i3"]).level == "host"

@@ -1,20 +1,25 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from persona.answering import NO_BANK, NO_EDITOR
 from persona.errors import ConfigError, DataError, FormatError, MismatchError
-from persona.prototypes import fit_bank
+from persona.prototypes import fit_bank, receive
 from persona.storage import save_tensors
+from persona.wire import LEVELS
 from tests.vision.common import toy_images
 from vision.config import VisionConfig
 from vision.methods import Problem
 from vision.personalised import Personalised
 from vision.prototypes import window_codes, window_statistics
 from vision.serving.bundle import EDITOR, HEADER
-from vision.serving.classifier import LEVELS, NO_BANK, NO_EDITOR, NOT_FINITE, Classifier
+from vision.serving.classifier import Classifier
+from vision.serving.graphs import TABLES
+from vision.serving.release import Release
 
 DATA = toy_images(devices=12, per_device=6, classes=3, size=16)
 SHAPE = DATA.image_shape
@@ -22,7 +27,7 @@ SHOWN = DATA.pixels[:5]
 
 
 @pytest.fixture(scope="module", params=["classifier", "all"])
-def classifier(request):
+def release(request):
     """A host and an editor that is awake, with a bank of its own edits."""
     settings = {"host": "compact", "adaptive": request.param, "epochs": 1, "context_images": 3, "step": 3}
     problem = Problem(DATA, VisionConfig.from_dict(settings | {"validation_share": 0.2, "width": 4, "rank": 2}))
@@ -35,11 +40,16 @@ def classifier(request):
     model.editor.host = host.digest()
     codes, _ = window_codes(model, problem.evaluation(problem.split.adapt))
     bank = fit_bank(model.editor, codes, 2).bank
-    return Classifier(model, DATA.class_names, SHAPE, {"settings": problem.config.as_dict()}, bank)
+    return Release(model, DATA.class_names, SHAPE, {"settings": problem.config.as_dict()}, bank).compile()
 
 
-def test_levels_answer_differently_and_the_bundle_keeps_them(classifier, tmp_path):
-    classifier.save(tmp_path / "bundle")
+@pytest.fixture(scope="module")
+def classifier(release):
+    return release.classifier()
+
+
+def test_levels_answer_differently_and_the_bundle_keeps_them(release, classifier, tmp_path):
+    release.save(tmp_path / "bundle")
     loaded = Classifier.load(tmp_path / "bundle")
     assert loaded.context_images == 3
     seen = {}
@@ -48,44 +58,57 @@ def test_levels_answer_differently_and_the_bundle_keeps_them(classifier, tmp_pat
         assert loaded.classify(SHOWN, level=level) == answer
         assert (answer.level, answer.fallback, len(answer.classes)) == (level, "", 5)
         assert np.allclose(np.sum(answer.probabilities, 1), 1, atol=1e-5)
-        assert (answer.prototype is not None) == (level in ("prototype", "basis"))
+        assert answer.prototype is not None, "the nearest one is told of at every level"
         assert (answer.edit_norm > 0) == (level != "host")
         seen[level] = np.array(answer.probabilities)
     assert not np.allclose(seen["host"], seen["prototype"])
     assert not np.allclose(seen["prototype"], seen["edit"])
 
 
-def test_the_edit_is_that_of_the_evaluation(classifier):
-    model = classifier.model
-    images = DATA.tensor(np.arange(5))
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shown", [1, 2, 5])
+def test_what_is_measured_is_what_is_released(release, classifier, level, shown):
+    model, images = release.model, DATA.tensor(np.arange(shown))
     with torch.no_grad():
-        features = model.host.features(images).unsqueeze(0)
-        expected = model.host(images.unsqueeze(0), model.edit(features[:, -3:])).softmax(-1)[0]
-    answer = classifier.classify(SHOWN)
+        codes = model.codes(model.host.features(images)[-3:].unsqueeze(0))
+        edit = release.server.edit(codes, "full" if level == "edit" else level)
+        expected = model.host(images, edit).softmax(-1)
+        nearest = int(release.server.assign(codes)[0])
+    answer = classifier.classify(DATA.pixels[:shown], level=level)
     torch.testing.assert_close(torch.tensor(answer.probabilities), expected, rtol=1e-4, atol=1e-5)
-    whole = classifier.classify(SHOWN, context=5)
+    assert answer.edit_norm == pytest.approx(float(edit.norm()), rel=1e-4)
+    assert (answer.level, answer.prototype) == (level, nearest)
+
+
+def test_the_edit_reads_as_many_images_as_it_is_told(classifier):
+    answer, whole = classifier.classify(SHOWN), classifier.classify(SHOWN, context=5)
     assert whole.edit_norm != answer.edit_norm
 
 
-def test_what_cannot_be_answered_falls_back_and_says_why(classifier):
-    host = Classifier(Personalised(classifier.model.host), DATA.class_names, SHAPE)
-    assert (host.classify(SHOWN).level, host.classify(SHOWN).fallback) == ("host", NO_EDITOR)
+def test_devices_read_whole_edits(release, classifier):
+    unbounded = classifier.contexts(SHOWN).unbounded[0]
+    received = receive(release.bank, classifier.model.full_message(unbounded), "full")
+    with torch.no_grad():
+        expected = release.server.edit(release.codes(SHOWN[-3:]).clone(), "full")
+    assert torch.allclose(received.flat(), expected.flat(), atol=1e-4)
+
+
+def test_what_cannot_be_answered_falls_back_and_says_why(release):
+    host = Release(Personalised(release.model.host), DATA.class_names, SHAPE)
+    answer = host.classifier().classify(SHOWN)
+    assert (answer.level, answer.fallback) == ("host", NO_EDITOR)
     with pytest.raises(ConfigError, match="makes no codes"):
         host.codes(SHOWN)
-    alone = Classifier(classifier.model, DATA.class_names, SHAPE)
+    alone = Release(release.model, DATA.class_names, SHAPE).classifier()
     answer = alone.classify(SHOWN, level="basis")
     assert (answer.level, answer.fallback) == ("host", NO_BANK)
     assert answer.classes == alone.classify(SHOWN, level="host").classes
 
 
-def test_an_edit_that_is_not_finite_is_never_used(classifier, tmp_path):
-    classifier.save(tmp_path / "b")
-    broken = Classifier.load(tmp_path / "b")
-    with torch.no_grad():
-        next(broken.model.editor.mlp0.parameters()).fill_(float("nan"))
-    answer = broken.classify(SHOWN)
-    assert (answer.level, answer.fallback) == ("host", NOT_FINITE)
-    assert np.isfinite(answer.probabilities).all()
+def test_another_bank_takes_the_graphs_along(release):
+    other = release.with_bank(replace(release.bank, parent=release.bank.version))
+    assert {name for name, data in other.compiled.items() if data != release.compiled[name]} == {TABLES}
+    assert other.classifier().bank == other.bank.version != release.bank.version
 
 
 def test_images_that_do_not_fit(classifier):
@@ -112,10 +135,10 @@ def test_files_are_read_and_broken_ones_named(classifier, tmp_path):
         classifier.read([tmp_path / "b.png"])
 
 
-def test_damaged_and_foreign_bundles_are_refused(classifier, tmp_path):
+def test_damaged_and_foreign_bundles_are_refused(release, tmp_path):
     with pytest.raises(DataError, match="holds no bundle"):
-        Classifier.load(tmp_path)
-    classifier.save(tmp_path / "b")
+        Release.load(tmp_path)
+    release.save(tmp_path / "b")
     header = json.loads((tmp_path / "b" / HEADER).read_text())
 
     def changed(**values):
@@ -123,29 +146,29 @@ def test_damaged_and_foreign_bundles_are_refused(classifier, tmp_path):
 
     changed(version=9)
     with pytest.raises(FormatError, match="version 9"):
-        Classifier.load(tmp_path / "b")
+        Release.load(tmp_path / "b")
     changed(host=header["host"] | {"kind": "resnet81"})
     with pytest.raises(FormatError, match="make no model"):
-        Classifier.load(tmp_path / "b")
+        Release.load(tmp_path / "b")
     changed(bank_version="0" * 64)
     with pytest.raises(MismatchError, match="was released with 000000000000"):
-        Classifier.load(tmp_path / "b")
+        Release.load(tmp_path / "b")
     changed()
-    state = classifier.model.editor.state_dict()
+    state = release.model.editor.state_dict()
     save_tensors(tmp_path / "b" / EDITOR, state, {"host": "another"})
     with pytest.raises(MismatchError, match="another host"):
-        Classifier.load(tmp_path / "b")
+        Release.load(tmp_path / "b")
     first = next(iter(state))
-    save_tensors(tmp_path / "b" / EDITOR, state | {first: state[first] + 1}, {"host": classifier.host_digest})
+    save_tensors(tmp_path / "b" / EDITOR, state | {first: state[first] + 1}, {"host": release.host_digest})
     with pytest.raises(FormatError, match="its digest differs"):
-        Classifier.load(tmp_path / "b")
+        Release.load(tmp_path / "b")
 
 
-def test_a_window_of_devices_without_labels(classifier):
+def test_a_window_of_devices_without_labels(release):
     problem = Problem(DATA, VisionConfig(host="compact", context_images=3, step=3, validation_share=0.2))
     evaluation = problem.evaluation(problem.split.test)
-    codes, owners = window_codes(classifier.model, evaluation)
+    codes, owners = window_codes(release.model, evaluation)
     assert codes.shape[0] == len(owners) == 2 * len(evaluation.devices)
-    statistics = window_statistics(classifier.server, codes, owners)
+    statistics = window_statistics(release.server, codes, owners)
     assert statistics.by_user()[0].tolist() == evaluation.devices.tolist()
     assert float(statistics.counts.sum()) == len(owners)

@@ -10,7 +10,7 @@ import yaml
 from pipelines import console
 from pipelines.commands.vision import main as vision_cli
 from pipelines.commands.vision import show as vision_show
-from pipelines.steps.vision_answers import Answer
+from pipelines.steps.answers import Classified
 from vision.config import VisionConfig
 from vision.serving.classifier import Classification
 
@@ -36,7 +36,7 @@ def test_every_setting_is_an_option_with_help_and_default(command):
 
 def test_an_answer_names_images_classes_and_what_was_skipped(capsys):
     found = Classification(["cat", "dog"], [[0.9, 0.1], [0.2, 0.8]], "host", fallback="the bundle has no editor")
-    vision_show.answered(Answer(["a.png", "b.png"], [], ["c.png: it is damaged"], found), console.Output(False))
+    vision_show.answered(Classified(["a.png", "b.png"], [], ["c.png: it is damaged"], found), console.Output(False))
     shown = " ".join(capsys.readouterr().out.split())
     assert "skipped c.png: it is damaged" in shown
     assert "2 images, level host (the bundle has no editor)" in shown

@@ -25,6 +25,7 @@ from tests.pipelines.serving.toy import write_bundle
 from tests.pipelines.serving.toy_vision import DATA
 from vision.data.sources.decode import decode
 from vision.serving.classifier import Classifier
+from vision.serving.release import Release
 
 SHOWN = DATA.pixels[:3]
 
@@ -63,7 +64,7 @@ def test_classes_are_those_of_the_bundle(client, folder, level):
 
 @pytest.mark.parametrize("level", ["prototype", "basis", "full"])
 def test_devices_read_its_edits(client, folder, level):
-    classifier = Classifier.load(folder)
+    classifier = Release.load(folder)
     body = {"images": encoded(SHOWN), "level": level, "host": classifier.host_digest}
     answer = client.post("/v1/edits", json=body).json()
     message = base64.b64decode(answer["message"])
@@ -92,7 +93,7 @@ def test_probes_and_prototypes(client):
 
 
 def test_devices_fetch_the_bank(client, folder, tmp_path):
-    version = Classifier.load(folder).bank.version
+    version = Classifier.load(folder).bank
     told = {"accept": "application/octet-stream"}
     answer = client.get("/v1/prototypes", headers=told)
     assert (answer.headers["content-type"], answer.headers["x-persona-bank"]) == (told["accept"], version)
