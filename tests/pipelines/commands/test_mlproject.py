@@ -151,9 +151,9 @@ def mlflow_run(place):
     (place / "store").mkdir()
     # Tests that ran before leave MLflow's variables behind.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    base = {**clean, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true", "VIRTUAL_ENV": ""}
-    if not (ROOT / ".venv").exists():
-        base |= {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    base = {**clean, "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # No active environment; where the checkout has none either, the one of the tests is found.
+    base |= {"VIRTUAL_ENV": "", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     data = write_walks(place / "log of films.csv")
 
     def run(
@@ -187,6 +187,7 @@ def mlflow_run(place):
 
 @pytest.mark.slow
 def test_mlflow_runs_a_step_as_its_own_run(mlflow_run, place):
+    before = sorted((ROOT / "work").rglob("*"))
     done, run, client = mlflow_run("recsys-prepare")
     assert done.returncode == 0, done.stderr
     assert run.info.status == "FINISHED"
@@ -196,7 +197,7 @@ def test_mlflow_runs_a_step_as_its_own_run(mlflow_run, place):
     assert [run.info.run_id] == [r.info.run_id for r in client.search_runs([run.info.experiment_id])], "no second run"
     assert "60 users on 30 items" in done.stdout
     assert (place / "work" / "prepared" / "sequences.json").is_file()
-    assert not (ROOT / "work").exists()
+    assert sorted((ROOT / "work").rglob("*")) == before, "nothing was written into the checkout"
 
 
 @pytest.mark.slow
