@@ -211,7 +211,7 @@ def test_probes_tell_the_truth(bundle, monkeypatch):
         assert client.get("/healthz").json()["status"] == "alive"
         assert client.get("/readyz").json()["bank"] == bank_version(0)
         model = client.service.models.current()
-        monkeypatch.setattr(model.recommender, "recommend", lambda asks: 1 / 0)
+        monkeypatch.setattr(model.recommender, "answer", lambda asks: 1 / 0)
         broken = client.get("/readyz")
         assert (broken.status_code, broken.headers["retry-after"]) == (503, "1")
         monkeypatch.undo()
@@ -227,7 +227,7 @@ def test_a_bug_is_told_without_what_was_asked(bundle, monkeypatch, caplog):
         def fail(asks):
             raise ValueError(f"cannot handle {asks}")
 
-        monkeypatch.setattr(client.service.models.current().recommender, "recommend", fail)
+        monkeypatch.setattr(client.service.models.current().recommender, "answer", fail)
         answer = recommend(client, history=[SECRET])
         assert (answer.status_code, answer.json()["kind"]) == (500, "bug")
         assert "ValueError while answering /v1/recommendations" in caplog.text
