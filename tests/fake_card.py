@@ -14,6 +14,7 @@ from torchrec import KeyedJaggedTensor
 
 from recsys.data.batches import Batch
 
+# Not CUDA by name: gradients would ask for a driver. Registered on import, for autograd counts devices once, at its first use.
 backend_registration._setup_privateuseone_for_python_backend("card")
 CARD = torch.device("card", 0)
 
