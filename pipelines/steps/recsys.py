@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from persona.comparison import compare, metric_name, with_host
-from persona.errors import ConfigError, DataError
-from persona.storage import read_json, write_json
+from persona.errors import ConfigError
+from persona.storage import write_json
 from persona.training.objective import FitResult
 from persona.training.ranks import current
 from pipelines import tracking
@@ -313,16 +313,3 @@ def _log_data(made: PreparedLog, source: str) -> None:
 
     users = pl.DataFrame({"user_id": made.user_ids.head(LISTED_USERS), "events": made.counts[:LISTED_USERS]})
     tracking.log_dataset(polars_dataset.from_polars(users, name=Path(source).stem, digest=made.digest[:32]))
-
-
-def read_comparison(work: Workspace, protocol: str) -> dict[str, Any]:
-    """What ``evaluate`` left.
-
-    Raises:
-        DataError: this protocol was not evaluated here.
-    """
-    path = work.comparison(protocol)
-    if not path.exists():
-        raise DataError(f"{path} does not exist: run `persona recsys evaluate --protocol {protocol}` first")
-    value: dict[str, Any] = read_json(path)
-    return value

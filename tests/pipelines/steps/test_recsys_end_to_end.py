@@ -7,13 +7,12 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import pairwise
-from pathlib import Path
 
 import mlflow
 import polars as pl
 import pytest
 
-from persona.errors import ConfigError, DataError
+from persona.errors import ConfigError
 from pipelines import console
 from pipelines.cli import main
 from pipelines.commands.recsys import show as recsys_show
@@ -371,13 +370,6 @@ def test_the_user_shown_is_the_one_active_last_with_a_history_worth_showing(tmp_
     data = sequences([[1, 2, 3] * 5, [4, 5] * 6, [7]])
     data.save(space.prepared)
     assert recsys_steps.latest_user(space) == "u1", "u2 came later, with one event"
-
-
-def test_a_comparison_is_read_where_it_was_left(space):
-    with pytest.raises(DataError, match="run `persona recsys evaluate --protocol paper` first"):
-        recsys_steps.read_comparison(space, "paper")
-    Path(space.comparison("paper")).write_text('{"seeds": 1}')
-    assert recsys_steps.read_comparison(space, "paper") == {"seeds": 1}
 
 
 def test_before_and_after_may_differ_in_length(capsys):
