@@ -38,15 +38,6 @@ def arrays_from_bytes(data: bytes, source: str) -> tuple[Arrays, dict[str, Any]]
     return arrays, header
 
 
-def load_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read a file as ``arrays_from_bytes`` reads a message.
-
-    Raises:
-        FormatError: the file is missing or damaged.
-    """
-    return arrays_from_bytes(read_file(path), str(path))
-
-
 def read_file(path: Path) -> bytes:
     """The bytes of a file.
 

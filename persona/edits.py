@@ -75,6 +75,10 @@ class LayerEdit(ABC):
     def scale_weight(self, factor: Tensor) -> LayerEdit:
         """Multiply dW, not db, by ``factor`` (B,)."""
 
+    def scaled(self, factor: float) -> LayerEdit:
+        """Multiply dW and db by one number, in their own type and place."""
+        return self.map(lambda t: t * factor)
+
     def square_norm(self) -> Tensor:
         """(B,) squared norm of dW and db together."""
         square = self.weight_square_norm()
@@ -221,6 +225,10 @@ class FactoredEdit(LayerEdit):
         """Multiply dW by ``factor`` (B,)."""
         return replace(self, core=self.core * factor[:, None, None])
 
+    def scaled(self, factor: float) -> FactoredEdit:
+        """Multiply dW and db by one number; of the factors the core alone."""
+        return replace(self, bias=None if self.bias is None else self.bias * factor, core=self.core * factor)
+
 
 def _edited_bias(bias: Tensor | None, change: Tensor | None) -> Tensor | None:
     """The sum b + db of one device, where the layer has a bias."""
@@ -249,13 +257,14 @@ class Edit:
     host: str = field(default="")
 
     @classmethod
-    def zeros(cls, specs: Iterable[LayerSpec], batch: int = 1, host: str = "") -> Edit:
-        """The edit that changes nothing, for ``batch`` devices."""
+    def zeros(cls, specs: Iterable[LayerSpec], batch: int = 1, host: str = "", like: Tensor | None = None) -> Edit:
+        """The edit that changes nothing, for ``batch`` devices; in type and place of ``like``, float32 on the CPU without it."""
+        like = torch.zeros(0) if like is None else like
         return cls(
             {
                 s.name: DenseEdit(
-                    bias=torch.zeros(batch, s.out_features) if s.bias else None,
-                    weight=torch.zeros(batch, s.in_features, s.out_features),
+                    bias=like.new_zeros(batch, s.out_features) if s.bias else None,
+                    weight=like.new_zeros(batch, s.in_features, s.out_features),
                 )
                 for s in specs
             },
@@ -335,16 +344,7 @@ class Edit:
 
     def __mul__(self, factor: float) -> Edit:
         """Scale dW and db."""
-        return Edit(
-            {
-                name: replace(
-                    layer.scale_weight(torch.full((layer.batch_size,), factor)),
-                    bias=None if layer.bias is None else layer.bias * factor,
-                )
-                for name, layer in self.layers.items()
-            },
-            self.host,
-        )
+        return Edit({name: layer.scaled(factor) for name, layer in self.layers.items()}, self.host)
 
     def layer_norms(self) -> Tensor:
         """(B, L) Frobenius norm of every layer's dW and db together."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recsys.serving.answers import Ask, CompiledRecommender
 from torch import nn
 
 from persona.device import Device, DeviceBundle
@@ -19,7 +20,6 @@ from persona.storage import digest_tensors
 from persona.training.loop import fit
 from persona.training.objective import FitConfig
 from recsys.data.sequences import SequenceData
-from recsys.serving.answers import Ask, CompiledRecommender
 
 RELEASES = [Path(__file__).parent / "fixtures" / "v0.1"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}

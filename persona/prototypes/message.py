@@ -76,7 +76,7 @@ def receive(bank: PrototypeBank, message: bytes, level: str) -> Edit:
     """
     check_level(level)
     if level == "host":
-        return Edit.zeros(bank.prototypes.specs, host=bank.host)
+        return Edit.zeros(bank.prototypes.specs, host=bank.host, like=bank.weight_scales)
     if level == "full":
         return bank.bounded(decode_edit(message, bank.host))
     if level == "prototype":

@@ -71,7 +71,7 @@ class Server:
         """
         check_level(level)
         if level == "host":
-            return Edit.zeros(self.editor.specs, len(codes), self.bank.host)
+            return Edit.zeros(self.editor.specs, len(codes), self.bank.host, self.bank.weight_scales)
         if level == "full":
             return self.editor.bounded(self._exact(codes))
         prototypes = self.assign(codes)

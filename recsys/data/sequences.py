@@ -14,7 +14,6 @@ Shape letters: N events, U users, V items, B rows asked for, T context length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -116,29 +115,12 @@ class SequenceData:
         start = np.maximum(self.offsets[self.user_of(positions)], stop - length)
         return self._gather(start, stop, length)
 
-    def latest_contexts(self, users: NDArray[np.integer], length: int) -> tuple[Int64Array, Int64Array]:
-        """What is known now: the last ``length`` events of each user (0..U-1), in the layout of ``contexts``."""
-        users = np.asarray(users, dtype=np.int64)
-        stop = self.offsets[users + 1]
-        return self._gather(np.maximum(self.offsets[users], stop - length), stop, length)
-
     def _gather(self, start: Int64Array, stop: Int64Array, length: int) -> tuple[Int64Array, Int64Array]:
         """Items [start, stop) of each row: two (B,) -> items (B, length) and lengths (B,)."""
         index = start[:, None] + np.arange(length)
         valid = index < stop[:, None]
         items = np.where(valid, self.items[np.minimum(index, self.n_events - 1)], 0)
         return items.astype(np.int64), stop - start
-
-    def index_items(self, ids: Sequence[Any]) -> tuple[list[int], list[Any]]:
-        """Look ids up in the vocabulary: the indices of the known ones in order, and the unknown ids as they were given."""
-        known, unknown = [], []
-        for given in ids:
-            index = self.item_index.get(canonical_id(given))
-            if index is None:
-                unknown.append(given)
-            else:
-                known.append(index)
-        return known, unknown
 
     def history_of(self, user_id: Any) -> Int32Array:
         """All items of one user, oldest first.

@@ -14,7 +14,6 @@ from torchrec import KeyedJaggedTensor
 
 from persona.edits import Edit
 from persona.training.ranks import Dropout
-from recsys.data.batches import Context
 from recsys.hosts.base import Host, State
 from recsys.hosts.blocks import ResidualTower, tanh_layer, tower
 from recsys.hosts.config import HostConfig
@@ -67,16 +66,6 @@ class SequentialHost(Host):
         """The state after the last valid item."""
         users = self.encode_last(history, lengths.clamp(min=1))
         return UserState(torch.where(lengths.unsqueeze(1) > 0, users, 0.0))
-
-    def encode_sequence(self, context: Context) -> Tensor:
-        """States (B, T, d) after every item of a context; those at padded positions are of no use.
-
-        ``encode`` is the last valid one. Trains on all positions of a sequence at once.
-
-        Raises:
-            MismatchError: the context is longer than ``max_length``.
-        """
-        return self.encode_positions(self.context_features(context))
 
     def forward_sequence(
         self, features: KeyedJaggedTensor, edit: Edit | None = None, *, length: int | None = None

@@ -111,3 +111,23 @@ def test_edits_of_different_hosts_or_layers_do_not_mix():
         edit + Edit(edit.layers, "b" * 64)
     with pytest.raises(MismatchError, match="different layers"):
         edit + Edit({"0": edit.layers["0"]}, HOST)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_algebra_stays_in_type_and_place(dtype, rank):
+    """The device ``meta`` holds no numbers, and refuses to be mixed with the CPU."""
+    edit = random_edit(3)
+    edit = edit.low_rank(rank) if rank else edit
+    moved = edit.map(lambda t: t.to("meta", dtype))
+    zeros = Edit.zeros(SPECS, 3, edit.host, like=moved.flat())
+    for made in (moved * 0.3, moved - moved, moved + zeros, zeros):
+        flat = made.flat()
+        assert (flat.device.type, flat.dtype, flat.shape) == ("meta", dtype, edit.flat().shape)
+
+
+def test_a_factor_is_not_rounded_to_less_than_the_edit():
+    edit = random_edit(2).map(torch.Tensor.double)
+    assert torch.equal((edit * 0.1).flat(), edit.flat() * 0.1)
+    factored = random_edit(2).low_rank(2)
+    torch.testing.assert_close((factored * 3.0).flat(), 3 * factored.flat())

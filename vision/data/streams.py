@@ -60,38 +60,6 @@ class StreamConfig:
             raise ConfigError(f"the period of a stream is {self.period} images, but it has to be at least 1")
 
 
-@dataclass(frozen=True, eq=False)
-class Stream:
-    """A corrupted stream and what was done to each image.
-
-    Attributes:
-        data: the stream.
-        corruption: (N,) index into ``CORRUPTIONS``, -1 where the image is clean.
-        severity: (N,) 1 to 5, 0 where the image is clean.
-    """
-
-    data: DeviceImages
-    corruption: NDArray[np.int64]
-    severity: NDArray[np.int64]
-
-
-def corrupt_streams(data: DeviceImages, config: StreamConfig) -> Stream:
-    """Corrupt every device's stream. An image's corruption depends on the seed and its position alone.
-
-    Raises:
-        ConfigError: the package of corruptions is not installed.
-    """
-    corruption = np.full(data.n_images, CLEAN, np.int64)
-    severity = np.zeros(data.n_images, np.int64)
-    for device in range(data.n_devices):
-        own = slice(data.offsets[device], data.offsets[device + 1])
-        corruption[own], severity[own] = plan(device, own.stop - own.start, config)
-    pixels = data.pixels.copy()
-    for i in np.flatnonzero(corruption != CLEAN):
-        pixels[i] = corrupt(data.pixels[i], CORRUPTIONS[corruption[i]], int(severity[i]), [config.seed, int(i)])
-    return Stream(data.with_pixels(pixels, stream=asdict(config)), corruption, severity)
-
-
 def plan(device: int, length: int, config: StreamConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Corruption (n,) and severity (n,) of every image of one device's stream of ``length`` images."""
     t = np.arange(length)

@@ -45,8 +45,7 @@ def template(tmp_path_factory):
     model = personalised(learned=True)
     ids = whole.item_ids.to_list()
     plain = Release(model, ids)
-    items, lengths = whole.latest_contexts(range(40), 5)
-    codes = model.codes(Context(torch.from_numpy(items), torch.from_numpy(lengths)))
+    codes = model.codes(Context.from_lists([whole.history_of(name).tolist() for name in whole.user_ids], 5))
     bank = fit_bank(model.editor, codes, 3, users=user_numbers(whole.user_ids.to_list())).bank
     work.lineage(plain.host_digest).save(bank)
     Release(model, ids, bank=bank).save(work.bundle)

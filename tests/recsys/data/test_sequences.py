@@ -52,18 +52,10 @@ def test_contexts_end_before_the_basket(data: SequenceData) -> None:
     assert without.contexts(np.array([4]), 2)[0].tolist() == [[2, 3]]
 
 
-def test_latest_contexts_and_history(data: SequenceData) -> None:
-    items, lengths = data.latest_contexts(np.array([1, 0]), 3)
-    assert items.tolist() == [[3, 1, 2], [1, 1, 0]]
-    assert lengths.tolist() == [3, 2]
+def test_histories(data: SequenceData) -> None:
     assert data.history_of(7).tolist() == data.history_of("7").tolist() == [2, 3, 1, 2]
     with pytest.raises(DataError, match=r"user 8 is not in the data .3 users, for example 2, 7, 10"):
         data.history_of(8)
-
-
-def test_items_are_looked_up_by_any_spelling(data: SequenceData) -> None:
-    assert data.index_items(["30", 9, 20.0, " 9"]) == ([3, 1, 2, 1], [])
-    assert data.index_items([10, "30", "x", None]) == ([3], [10, "x", None])
 
 
 def test_seen_items_are_distinct_and_ascending(data: SequenceData) -> None:

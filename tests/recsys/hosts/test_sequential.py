@@ -20,8 +20,13 @@ def host(request) -> SequentialHost:
     return host
 
 
+def _states(host, context):
+    """States (B, T, d) after every item of a context."""
+    return host.encode_positions(host.context_features(context))
+
+
 def test_the_encoded_context_is_the_last_valid_position(host):
-    positions, users = host.encode_sequence(context()), host.encode(context()).users
+    positions, users = _states(host, context()), host.encode(context()).users
     assert positions.shape == (B, T, host.config.dim)
     for row, history in enumerate(HISTORIES):
         expected = positions[row, len(history) - 1] if history else torch.zeros(host.config.dim)
@@ -30,7 +35,7 @@ def test_the_encoded_context_is_the_last_valid_position(host):
 
 def test_every_position_is_the_context_that_ends_there(host):
     history = [4, 8, 15, 16, 23]
-    positions = host.encode_sequence(context([history]))[0]
+    positions = _states(host, context([history]))[0]
     prefixes = host.encode(context([history[: n + 1] for n in range(len(history))])).users
     torch.testing.assert_close(positions[: len(history)], prefixes, **CLOSE)
 
@@ -40,7 +45,7 @@ def test_no_position_sees_a_later_item(host):
     changed = items.clone()
     changed[0, 4] = 33
     lengths = torch.tensor([7])
-    before, after = (host.encode_sequence(Context(i, lengths))[0] for i in (items, changed))
+    before, after = (_states(host, Context(i, lengths))[0] for i in (items, changed))
     torch.testing.assert_close(before[:4], after[:4], **CLOSE)
     assert (before[4:] - after[4:]).abs().amax(dim=1).min() > 1e-4
 
@@ -56,7 +61,7 @@ def test_scores_are_dot_products_of_user_and_target_vectors(host):
 
 def test_the_head_takes_whole_sequences(host):
     edit = random_edit(host, B)
-    positions = host.encode_sequence(context())
+    positions = _states(host, context())
     vectors = host.user_vectors(positions, edit)
     assert vectors.shape == positions.shape
     torch.testing.assert_close(vectors[:, 2], host.user_vectors(positions[:, 2], edit), **CLOSE)
@@ -65,13 +70,13 @@ def test_the_head_takes_whole_sequences(host):
 def test_the_sequence_path_equals_its_parts(host):
     users, targets = host.forward_sequence(features(context(), candidates()))
     mask = context().mask
-    torch.testing.assert_close(users[mask], host.user_vectors(host.encode_sequence(context()))[mask], **CLOSE)
+    torch.testing.assert_close(users[mask], host.user_vectors(_states(host, context()))[mask], **CLOSE)
     torch.testing.assert_close(targets, host.target_vectors(candidates()), **CLOSE)
 
 
 def test_a_sequence_longer_than_the_host_reads_is_refused(host):
     with pytest.raises(MismatchError, match="from_lists"):
-        host.encode_sequence(context([[1]], length=T + 1))
+        _states(host, context([[1]], length=T + 1))
 
 
 @pytest.mark.parametrize("kind", ["gru4rec", "sasrec"])
@@ -80,5 +85,5 @@ def test_more_blocks_are_more_parameters_and_still_causal(kind):
     one, three = (make_host(HostConfig.preset(kind, "paper", 9, blocks=n)).eval() for n in (1, 3))
     assert sum(p.numel() for p in three.parameters()) > sum(p.numel() for p in one.parameters())
     history = [1, 2, 3, 4]
-    whole, part = (three.encode_sequence(Context.from_lists([h], 10))[0, :2] for h in (history, history[:2]))
+    whole, part = (_states(three, Context.from_lists([h], 10))[0, :2] for h in (history, history[:2]))
     torch.testing.assert_close(whole, part, **CLOSE)
