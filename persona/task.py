@@ -49,6 +49,18 @@ def later(place: str) -> Callable[..., Any]:
     return call
 
 
+def at_home(package: str) -> dict[str, Any]:
+    """What every task keeps at the same place of its package, by the names of ``Task``'s attributes."""
+    places = {
+        "problem": "methods:Problem",
+        "methods": "methods:METHODS.keys",
+        "measure": "methods:measure",
+        "train_configured": "methods:train_configured",
+        "observe": "observed:observe",
+    }
+    return {name: later(f"{package}.{place}") for name, place in places.items()}
+
+
 class Release(Protocol):
     """A model with what it answers in, and maybe a bank: what is saved as a bundle."""
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona.task import Interface, Task, later
+from persona.task import Interface, Task, at_home, later
 from recsys.config import HOLD_BACK, RecsysConfig
 
 if TYPE_CHECKING:  # the command line reads a task without waiting for torch
@@ -98,6 +98,7 @@ def _describe(release: Recommender, tags: Mapping[str, Any]) -> str:
 
 
 RECSYS = Task(
+    **at_home("recsys"),
     name="recsys",
     place="recsys.task:RECSYS",
     unit="user",
@@ -118,12 +119,8 @@ RECSYS = Task(
         describe=_describe,
     ),
     load=later("recsys.data.sequences:SequenceData.load"),
-    problem=later("recsys.methods:Problem"),
-    methods=later("recsys.methods:METHODS.keys"),
     headlines=_headlines,
-    measure=later("recsys.methods:measure"),
     train_host=_train_host,
-    train_configured=later("recsys.methods:train_configured"),
     model=_model,
     bank_config=lambda problem: later("recsys.prototypes:BankConfig")(),
     fit_bank=later("recsys.prototypes:fit_prototypes"),
@@ -131,7 +128,6 @@ RECSYS = Task(
     release=_release,
     with_bank=_with_bank,
     save=_save,
-    observe=later("recsys.observed:observe"),
     ranks=True,
     versions_apart=True,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona.task import Interface, Notify, Task, later
+from persona.task import Interface, Notify, Task, at_home, later
 from vision.config import VisionConfig
 
 if TYPE_CHECKING:  # the command line reads a task without waiting for torch
@@ -123,6 +123,7 @@ def _describe(release: Classifier, tags: Mapping[str, Any]) -> str:
 
 
 VISION = Task(
+    **at_home("vision"),
     name="vision",
     place="vision.task:VISION",
     unit="device",
@@ -143,12 +144,8 @@ VISION = Task(
         describe=_describe,
     ),
     load=later("vision.data.images:DeviceImages.load"),
-    problem=later("vision.methods:Problem"),
-    methods=later("vision.methods:METHODS.keys"),
     headlines=lambda protocol: ("accuracy", "logloss"),
-    measure=later("vision.methods:measure"),
     train_host=_train_host,
-    train_configured=later("vision.methods:train_configured"),
     model=_model,
     bank_config=lambda problem: BankConfig(problem.config.prototypes),
     fit_bank=_fit_bank,
@@ -156,5 +153,4 @@ VISION = Task(
     release=_release,
     with_bank=_with_bank,
     save=_save,
-    observe=later("vision.observed:observe"),
 )
