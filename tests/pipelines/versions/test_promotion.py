@@ -173,7 +173,8 @@ def test_a_champion_without_a_history_reigns_from_its_beginning():
 PROMOTE = """
 import sys, time, mlflow
 from persona.errors import MismatchError
-from pipelines import promotion, tracking
+from pipelines import tracking
+from pipelines.versions import promotion
 client, version, start = tracking.client(), int(sys.argv[1]), float(sys.argv[2])
 while time.time() < start:
     time.sleep(0.001)
