@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from persona.comparison import Measured
-    from persona.prototypes import Choice, Partition, PrototypeBank, Server, Specialised
+    from persona.prototypes import Choice, Partition, PrototypeBank, Specialised
     from persona.prototypes.streaming import StreamedPartition
     from persona.training.objective import FitResult
 
@@ -59,30 +59,6 @@ def at_home(package: str) -> dict[str, Any]:
         "observe": "observed:observe",
     }
     return {name: later(f"{package}.{place}") for name, place in places.items()}
-
-
-class Release(Protocol):
-    """A model with what it answers in, and maybe a bank: what is saved as a bundle."""
-
-    @property
-    def model(self) -> Any:
-        """Host and editor."""
-
-    @property
-    def host_digest(self) -> str:
-        """What edits of this host carry."""
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What is told about training: settings, metrics, data digest, lineage."""
-
-    @property
-    def server(self) -> Server | None:
-        """The serving levels of its bank."""
-
-    @property
-    def bank(self) -> PrototypeBank | None:
-        """The prototypes, if there are some."""
 
 
 class FittedBank(Protocol):
@@ -192,7 +168,8 @@ class Task:
         bank_config: (problem) -> how its bank is made where nothing else is said.
         fit_bank: (problem, model, bank settings, notify) -> the bank, fitted and chosen without the test part.
         levels: (problem, evaluation, model, bank, levels) -> what each level achieves there.
-        release: (problem, model, info) -> what is saved as a bundle, without a bank.
+        release: (problem, model, info) -> what is saved as a bundle, without a bank: it has ``model``, ``info``, ``host_digest``,
+            ``bank`` and the ``server`` of its bank.
         with_bank: (release, bank) -> the same with a bank.
         save: (release, folder, **options) writes the bundle.
         observe: (problem, measured by label, release, level) -> what the release did on the test part; reads that part.
