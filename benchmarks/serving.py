@@ -152,16 +152,17 @@ def rival(folder: Path) -> Iterator[Server]:
     import mlflow
 
     from pipelines.tracking.registry import signature
+    from recsys.task import RECSYS
 
     port, root = free_port(), Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         mlflow.pyfunc.save_model(
             model,
-            python_model=str(root / "pipelines" / "pyfunc_recommender.py"),
+            python_model=str(root / "pipelines" / "tracking" / "pyfunc_recommender.py"),
             artifacts={"bundle": str(folder)},
             code_paths=[str(root / "persona"), str(root / "recsys")],
-            signature=signature(),  # without it every request that names k logs a warning
+            signature=signature(RECSYS.interface, None),  # without it every request that names k logs a warning
             pip_requirements=[],
         )
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 from persona.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from persona.comparison import Measured
-    from persona.prototypes import Choice, Partition, PrototypeBank, Server, Specialised
-    from persona.prototypes.streaming import StreamedPartition
+    from persona.prototypes import FittedBank, PrototypeBank
     from persona.training.objective import FitResult
 
 Notify = Callable[[str], None]
@@ -49,63 +47,16 @@ def later(place: str) -> Callable[..., Any]:
     return call
 
 
-class Release(Protocol):
-    """A model with what it answers in, and maybe a bank: what is saved as a bundle."""
-
-    @property
-    def model(self) -> Any:
-        """Host and editor."""
-
-    @property
-    def host_digest(self) -> str:
-        """What edits of this host carry."""
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What is told about training: settings, metrics, data digest, lineage."""
-
-    @property
-    def server(self) -> Server | None:
-        """The serving levels of its bank."""
-
-    @property
-    def bank(self) -> PrototypeBank | None:
-        """The prototypes, if there are some."""
-
-    def with_bank(self, bank: PrototypeBank) -> Self:
-        """The same model with another bank."""
-
-
-class FittedBank(Protocol):
-    """A first bank and how it came about."""
-
-    @property
-    def bank(self) -> PrototypeBank:
-        """The last version, specialised where that helped."""
-
-    @property
-    def partition(self) -> Partition | StreamedPartition:
-        """The first version and its sums by unit."""
-
-    @property
-    def choice(self) -> Choice | None:
-        """The K that were tried; ``None`` where K was given."""
-
-    @property
-    def specialised(self) -> Specialised[None] | None:
-        """What was kept of training; ``None`` without."""
-
-    @property
-    def levels(self) -> dict[str, float]:
-        """Validation score of serving levels."""
-
-    @property
-    def codes(self) -> Tensor:
-        """(N, L, d) that it was fitted on, or a sample of many."""
-
-    @property
-    def users(self) -> list[str]:
-        """(N,) ids of the units that they belong to."""
+def at_home(package: str) -> dict[str, Any]:
+    """What every task keeps at the same place of its package, by the names of ``Task``'s attributes."""
+    places = {
+        "problem": "methods:Problem",
+        "methods": "methods:METHODS.keys",
+        "measure": "methods:measure",
+        "train_configured": "methods:train_configured",
+        "observe": "observed:observe",
+    }
+    return {name: later(f"{package}.{place}") for name, place in places.items()}
 
 
 @dataclass(frozen=True)
@@ -184,7 +135,8 @@ class Task:
         bank_config: (problem) -> how its bank is made where nothing else is said.
         fit_bank: (problem, model, bank settings, notify) -> the bank, fitted and chosen without the test part.
         levels: (problem, evaluation, model, bank, levels) -> what each level achieves there.
-        release: (problem, model, info) -> what is saved as a bundle, without a bank.
+        release: (problem, model, info) -> what is saved as a bundle, without a bank: it has ``model``, ``info``, ``host_digest``,
+            ``bank``, the ``server`` of its bank, and ``with_bank(bank)``.
         save: (release, folder, **options) writes the bundle.
         observe: (problem, measured by label, release, level) -> what the release did on the test part; reads that part.
     """

@@ -297,7 +297,9 @@ class SequenceObjective(_Objective):
         mask = batch.targets > 0
         targets = batch.targets[mask]
         if self.competitors is not None:
-            users = self.host.user_vectors(_asked(self.host.encode_sequence(batch.context), batch, mask))
+            users = self.host.user_vectors(
+                _asked(self.host.encode_positions(self.host.context_features(batch.context)), batch, mask)
+            )
             return self.competitors.loss(self.host, users, targets, batch)
         vectors, projected = self.host.forward_sequence(
             features(batch.context, batch.targets), length=batch.context.items.shape[1]

@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona.task import Interface, Task, later
+from persona.task import Interface, Task, at_home, later
 from recsys.config import HOLD_BACK, RecsysConfig
 
 if TYPE_CHECKING:  # the command line reads a task without waiting for torch
@@ -84,6 +84,7 @@ def _describe(release: Release, tags: Mapping[str, Any]) -> str:
 
 
 RECSYS = Task(
+    **at_home("recsys"),
     name="recsys",
     place="recsys.task:RECSYS",
     unit="user",
@@ -104,21 +105,16 @@ RECSYS = Task(
         describe=_describe,
     ),
     load=later("recsys.data.sequences:SequenceData.load"),
-    problem=later("recsys.methods:Problem"),
-    methods=later("recsys.methods:METHODS.keys"),
     # Whoever does not beat these needs no model.
     rivals=("popularity_recent", "item_knn"),
     headlines=_headlines,
-    measure=later("recsys.methods:measure"),
     train_host=_train_host,
-    train_configured=later("recsys.methods:train_configured"),
     model=_model,
     bank_config=attrgetter("bank_config"),
     fit_bank=later("recsys.prototypes:fit_bank"),
     levels=_levels,
     release=_release,
     save=_save,
-    observe=later("recsys.observed:observe"),
     ranks=True,
     versions_apart=True,
 )

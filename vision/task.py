@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona.task import Interface, Task, later
+from persona.task import Interface, Task, at_home, later
 from vision.config import VisionConfig
 
 if TYPE_CHECKING:  # the command line reads a task without waiting for torch
@@ -80,6 +80,7 @@ def _describe(release: Release, tags: Mapping[str, Any]) -> str:
 
 
 VISION = Task(
+    **at_home("vision"),
     name="vision",
     place="vision.task:VISION",
     unit="device",
@@ -100,18 +101,13 @@ VISION = Task(
         describe=_describe,
     ),
     load=later("vision.data.images:DeviceImages.load"),
-    problem=later("vision.methods:Problem"),
-    methods=later("vision.methods:METHODS.keys"),
     rivals=(),
     headlines=lambda protocol: ("accuracy", "logloss"),
-    measure=later("vision.methods:measure"),
     train_host=_train_host,
-    train_configured=later("vision.methods:train_configured"),
     model=_model,
     bank_config=attrgetter("bank_config"),
     fit_bank=later("vision.prototypes:fit_bank"),
     levels=_levels,
     release=_release,
     save=_save,
-    observe=later("vision.observed:observe"),
 )

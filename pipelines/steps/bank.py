@@ -19,9 +19,9 @@ from torch import Tensor
 
 from persona.bootstrap import SeedsInterval
 from persona.comparison import REFERENCE, Measured, metric_name
-from persona.prototypes import HeadMetric, Lineage, PrototypeBank, RefineConfig, Refinement, UserStatistics
+from persona.prototypes import FittedBank, HeadMetric, Lineage, PrototypeBank, RefineConfig, Refinement, UserStatistics
 from persona.prototypes import refine as refine_bank
-from persona.task import ALONE, SERVED, FittedBank, Notify, OnEpoch, Release, Task
+from persona.task import ALONE, SERVED, Notify, OnEpoch, Task
 from pipelines import tracking
 from pipelines.steps import bank_text
 from pipelines.steps.workspace import Workspace
@@ -158,7 +158,7 @@ def prototypes(
 
 def refine(
     task: Task,
-    parent: Release,
+    parent: Any,
     lineage: Lineage,
     seen: Seen,
     limits: RefineConfig,
@@ -182,8 +182,7 @@ def refine(
         report: the child on the test part, called when everything is decided; logs its snapshot.
         where: what decides, in words.
     """
-    bank = parent.bank
-    assert bank is not None
+    bank: PrototypeBank = parent.bank
     refinement = refine_bank(bank, HeadMetric(parent.model.editor), seen.statistics, limits)
     new, child = refinement.bank, parent.with_bank(refinement.bank)
     told = refinement.report() | {"window": seen.window, "compared": decide is not None}

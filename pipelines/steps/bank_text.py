@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from persona.bootstrap import SeedsInterval
-from persona.prototypes import PrototypeBank, Refinement
-from persona.task import FittedBank, Task
+from persona.prototypes import FittedBank, PrototypeBank, Refinement
+from persona.task import Task
 
 
 def fit_report(task: Task, fitted: FittedBank) -> dict[str, Any]:

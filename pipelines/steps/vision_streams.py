@@ -16,9 +16,9 @@ import torch
 
 from persona.comparison import REFERENCE
 from persona.errors import ConfigError, DataError
-from persona.prototypes import PrototypeBank, RefineConfig, UserStatistics
+from persona.prototypes import FittedBank, PrototypeBank, RefineConfig, UserStatistics
 from persona.storage import atomic_folder, load_tensors, save_tensors
-from persona.task import ALONE, FittedBank
+from persona.task import ALONE
 from persona.wire import LEVELS
 from pipelines import tracking
 from pipelines.steps import bank

@@ -54,7 +54,7 @@ def register(
         python_model=str(Path(__file__).with_name(f"pyfunc_{called.artifact}.py")),
         artifacts={"bundle": str(bundle)},
         code_paths=[str(root / "persona"), str(root / task.name)],
-        signature=_signature(called, example),
+        signature=signature(called, example),
         input_example=example,
         pip_requirements=[f"{name}=={version(name)}" for name in called.requirements],
     )
@@ -141,7 +141,7 @@ def hush() -> None:
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 
-def _signature(called: Interface, example: Any) -> Any:
+def signature(called: Interface, example: Any) -> Any:
     """What a registered model reads and answers, and its parameters, as MLflow wants to know it."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
