@@ -34,9 +34,9 @@ NEGATIVES = 99
 ROWS = 1024
 FULL_ROWS = 256  # of the whole catalogue
 LIST = 10  # items that a user is shown
-# Pairs of row and item that a report ranks at most: a minute of a host that multiplies vectors, and of one that lets every
-# item attend to the history.
-PAIRS, ATTENDED_PAIRS = 2**28, 2**23
+# Pairs of row and item that a report ranks at most: some seconds of a host that multiplies vectors, and twenty of one where every
+# item attends to the history.
+PAIRS, ATTENDED_PAIRS = 2**28, 2**22
 # Metrics by which a report tells that it was made with all evaluations that its protocol has.
 REPORTED = {"paper": ("uauc",), "full": ("ndcg_10", "novelty"), "time": ("uauc", "full_ndcg_10", "popular_uauc")}
 

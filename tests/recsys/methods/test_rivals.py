@@ -14,8 +14,8 @@ from tests.recsys.toy import ITEMS, SMALL, sequences, walks
 SIMPLE = ("popularity", "popularity_recent", "item_knn", "markov", "personal")
 TIME = replace(SMALL, protocol="time")
 DATA = walks(users=25, events=12)
-
-
+# The same in baskets of two, and four users at a time.
+TIED = sequences(DATA.items.reshape(25, 12).tolist(), [[e // 2 * 25 + u // 4 for e in range(12)] for u in range(25)])
 # With settings of their own: what validation would choose depends on its negatives, which nobody touches at any time.
 MADE = {
     "popularity": lambda problem: train_method("popularity", problem).scorer,
@@ -38,19 +38,19 @@ def test_the_rivals_of_every_comparison_are_methods():
 
 
 @pytest.mark.parametrize("name", SIMPLE)
+@pytest.mark.parametrize("data", [DATA, TIED], ids=["one at a time", "tied"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_no_later_event_changes_a_score(name, seed):
+def test_no_later_event_changes_a_score(name, data, seed):
     """What happens from the moment of an answer on is put in another order, the judged event with it."""
-    problem = Problem(DATA, TIME)
     rng = np.random.default_rng(seed)
-    position = rng.choice(problem.split.test)
-    later = np.flatnonzero(DATA.times >= DATA.times[position])
-    items = DATA.items.copy()
+    position = rng.choice(Problem(data, TIME).split.test)
+    later = np.flatnonzero(data.times >= data.times[position])
+    items = data.items.copy()
     items[later] = rng.permutation(items[later])
-    changed = replace(DATA, items=items)
+    changed = replace(data, items=items)
     asked = np.array([position])
-    np.testing.assert_array_equal(scores(name, changed, asked), scores(name, DATA, asked))
+    np.testing.assert_array_equal(scores(name, changed, asked), scores(name, data, asked))
 
 
 @pytest.mark.parametrize("name", [name for name in SIMPLE if name != "popularity"])
