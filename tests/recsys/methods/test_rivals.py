@@ -64,6 +64,14 @@ def test_an_earlier_event_changes_scores(name):
 
 
 @pytest.mark.parametrize("name", SIMPLE)
+def test_candidates_have_the_scores_that_they_have_in_the_catalogue(name):
+    problem = Problem(DATA, TIME)
+    rows, candidates = problem.split.test, torch.randint(1, ITEMS + 1, (len(problem.split.test), 40))
+    few = MADE[name](problem).at(rows).score(None, candidates).numpy()
+    np.testing.assert_array_equal(few, np.take_along_axis(scores(name, DATA, rows), candidates.numpy(), axis=1))
+
+
+@pytest.mark.parametrize("name", SIMPLE)
 @pytest.mark.parametrize("protocol", ["paper", "time"])
 def test_rows_have_the_same_scores_in_any_company(name, protocol):
     config = replace(SMALL, protocol=protocol)
