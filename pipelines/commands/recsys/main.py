@@ -120,9 +120,7 @@ def evaluate(
     _, out = start(as_json)
     space = workspace(work)
     settings = space.settings(given, config)
-    chosen = split(methods)
-    if against and chosen:
-        chosen.append(against)
+    chosen = _with(split(methods), against)
     comparisons = _evaluate(space, settings, split(protocols) or [settings.protocol], chosen, seeds, jobs)
     values = []
     for comparison in comparisons:
@@ -334,6 +332,20 @@ def _train(step: str, given: dict[str, Any], work: Path, config: Path | None, as
 def epochs(settings: RecsysConfig) -> AbstractContextManager[OnEpoch]:
     """A bar for every training of a step."""
     return bars.trainings(settings.monitor, lambda training: settings.epochs)
+
+
+def _with(methods: list[str], against: str) -> list[str]:
+    """The methods asked for and the one that they are to be shown against; none are all.
+
+    Raises:
+        ConfigError: ``against`` is unknown, which is said before anything is trained.
+    """
+    from persona.comparison import with_host
+    from recsys.methods import METHODS
+
+    if against:
+        with_host([against], METHODS)
+    return [*methods, against] if methods and against else methods
 
 
 def _evaluate(
