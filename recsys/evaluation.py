@@ -33,11 +33,11 @@ from recsys.data.sequences import SequenceData
 
 NEGATIVES = 99
 ROWS = 1024
-FULL_ROWS = 256  # of the whole catalogue
+FULL_ROWS, FULL_SCORES = 256, 2**25  # of the whole catalogue: rows at once, and scores at once
 LIST = 10  # items that a user is shown
-# Pairs of row and item that a report ranks at most: a minute of a host that multiplies vectors, and of one that lets every
-# item attend to the history.
-PAIRS, ATTENDED_PAIRS = 2**28, 2**23
+# Pairs of row and item that a report ranks at most: some seconds of a host that multiplies vectors, and twenty of one where every
+# item attends to the history.
+PAIRS, ATTENDED_PAIRS = 2**28, 2**22
 # Metrics by which a report tells that it was made with all evaluations that its protocol has.
 REPORTED = {"paper": ("uauc",), "full": ("ndcg_10", "novelty"), "time": ("uauc", "full_ndcg_10", "popular_uauc")}
 
@@ -161,7 +161,8 @@ class Evaluation:
         return Evaluated(metrics.summary(scores, self.users), metrics.per_user(scores, self.users), users)
 
     def _ranked(self, scorer: Scorer | Follower) -> Evaluated:
-        blocks = torch.split(torch.arange(len(self.positions)), FULL_ROWS)
+        size = max(1, min(FULL_ROWS, FULL_SCORES // self.data.n_items))
+        blocks = torch.split(torch.arange(len(self.positions)), size)
         found = _shared(blocks, lambda rows: self._full_ranks(scorer, rows), current()).numpy()
         ranks, ties, lists = found[:, 0], found[:, 1].astype(np.int64), found[:, 2:].astype(np.int64)
         per_user = metrics.ranking_metrics(ranks, self.users, ties=ties)
@@ -237,17 +238,15 @@ def reported(evaluation: Evaluation, *, attends: bool) -> Evaluation:
 
 
 def _spread(positions: Int64Array, users: Int64Array, limit: int) -> Int64Array:
-    """At most ``limit`` of ``positions`` (E,), every user's share of them as even as can be, the same whatever the seed.
-
-    Every user has a row in the sample, be it beyond the limit, so that all have a value of every metric.
-    """
+    """At most ``limit`` of ``positions`` (E,), every user's share of them as even as can be, the same whatever the seed."""
     if limit >= len(positions):
         return positions
-    shuffled = np.random.default_rng(17).permutation(len(positions))
+    rng = np.random.default_rng(17)
+    shuffled = rng.permutation(len(positions))
     by_user = shuffled[np.argsort(users[shuffled], kind="stable")]
     _, first, counts = np.unique(users[by_user], return_index=True, return_counts=True)
     turn = np.arange(len(by_user)) - np.repeat(first, counts)  # the rows of a user come one in each turn
-    chosen = by_user[np.argsort(turn, kind="stable")][: max(limit, len(counts))]
+    chosen = by_user[np.lexsort((rng.random(len(turn)), turn))][:limit]
     return positions[np.sort(chosen)]
 
 

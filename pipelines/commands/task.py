@@ -151,9 +151,7 @@ def _evaluate(task: Task, words: Wording) -> Callable[..., None]:
         out = start(task, as_json)
         space = workspace(work)
         settings = space.settings(task, given, config)
-        chosen = split(methods)
-        if against and chosen:
-            chosen.append(against)
+        chosen = _with(task, split(methods), against)
         found = []
         for comparison in evaluated(task, space, settings, split(protocols), chosen, seeds, jobs):
             words.comparison(comparison, out)
@@ -164,6 +162,15 @@ def _evaluate(task: Task, words: Wording) -> Callable[..., None]:
         out.result(found if len(task.protocols) > 1 else found[0])
 
     return evaluate
+
+
+def _with(task: Task, methods: list[str], against: str) -> list[str]:
+    """The methods asked for and the one that they are to be shown against, which is checked before anything is trained."""
+    from persona.comparison import with_host
+
+    if against:
+        with_host([against], task.methods())
+    return [*methods, against] if methods and against else methods
 
 
 def _against(found: Comparison, method: str, out: console.Output) -> None:

@@ -24,7 +24,7 @@ from persona.training.objective import FitResult
 from recsys.data.batches import Context
 from recsys.evaluation import Scorer
 from recsys.methods.problem import Problem, Trained
-from recsys.methods.stream import Floats, Int64Array, Pairs, Stream
+from recsys.methods.stream import Asked, Floats, Int64Array, Pairs, Stream, Sums
 
 # Half-lives in events: of popularity as shares of the stream, of a user's own history.
 SHARES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -50,8 +50,8 @@ class Rival(ABC):
         self.stream, self.data = stream, stream.data
 
     @abstractmethod
-    def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
-        """Each row of ``positions`` (B,), in any order, with the scores of all items (V + 1,)."""
+    def rows(self, positions: Int64Array, asked: Asked) -> Iterator[tuple[int, Floats]]:
+        """Each row of ``positions`` (B,), in any order, with the scores of its items ``asked`` (B, C), or of all (V + 1,)."""
 
     def at(self, positions: Int64Array) -> Scorer:
         """What scores the contexts of ``positions`` (B,)."""
@@ -71,13 +71,13 @@ class _Placed:
     def score(self, context: Context, candidates: Tensor) -> Tensor:
         items = candidates.numpy()
         scores = np.empty(items.shape)
-        for row, values in self.rival.rows(self.positions):
-            scores[row] = values[items[row]]
+        for row, values in self.rival.rows(self.positions, items):
+            scores[row] = values
         return torch.from_numpy(scores)
 
     def score_catalogue(self, context: Context) -> Tensor:
         scores = np.empty((len(self.positions), self.rival.data.n_items + 1))
-        for row, values in self.rival.rows(self.positions):
+        for row, values in self.rival.rows(self.positions, None):
             scores[row] = values
         scores[:, 0] = -np.inf
         return torch.from_numpy(scores)
@@ -92,9 +92,9 @@ class Popularity(Rival):
         if stream.live:
             self.refresh_bytes = FLOAT_BYTES * self.data.n_items
 
-    def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
+    def rows(self, positions: Int64Array, asked: Asked) -> Iterator[tuple[int, Floats]]:
         """As in ``Rival``."""
-        return self.stream.counts(self.stream.before(positions), self.half_life)
+        return self.stream.counts(self.stream.before(positions), asked, self.half_life)
 
 
 class ItemKNN(Rival):
@@ -108,16 +108,15 @@ class ItemKNN(Rival):
         self.pairs = Pairs(stream, int(steps), both=True)
         self.refresh_bytes = PAIR_BYTES * self.pairs.counting(LATEST)
 
-    def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
+    def rows(self, positions: Int64Array, asked: Asked) -> Iterator[tuple[int, Floats]]:
         """As in ``Rival``."""
-        known = self.stream.before(positions)
-        for row, counts in self.stream.counts(known):
+        known, sums = self.stream.before(positions), Sums(self.data.n_items)
+        for row, counts in self.stream.counts(known, asked):
             items = self.history(positions[row])[:RECENT]
             places, of = self.pairs.of(items, known[row], LATEST)
             weights = self.pairs.weights[places]
             norms = (1 + np.arange(len(items))) * np.sqrt(np.bincount(of, weights, len(items)))
-            found = np.bincount(self.pairs.targets[places], weights / norms[of], self.data.n_items + 1)
-            yield row, found / np.sqrt(counts + 1)
+            yield row, sums.of(self.pairs.targets[places], weights / norms[of], asked, row) / np.sqrt(counts + 1)
 
 
 class Markov(Rival):
@@ -128,13 +127,13 @@ class Markov(Rival):
         self.following, self.back_off = following, back_off
         self.refresh_bytes = PAIR_BYTES * len(following.targets) + FLOAT_BYTES * self.data.n_items
 
-    def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
+    def rows(self, positions: Int64Array, asked: Asked) -> Iterator[tuple[int, Floats]]:
         """As in ``Rival``."""
-        known = self.stream.before(positions)
-        for row, counts in self.stream.counts(known):
-            share = (counts + 0.5) / (counts + 0.5).sum()
+        known, sums = self.stream.before(positions), Sums(self.data.n_items)
+        for row, counts in self.stream.counts(known, asked):
+            share = (counts + 0.5) / (known[row] + 0.5 * self.data.n_items)
             places, _ = self.following.of(self.history(positions[row])[:1], known[row], len(self.stream))
-            follow = np.bincount(self.following.targets[places], minlength=self.data.n_items + 1)
+            follow = sums.of(self.following.targets[places], 1.0, asked, row)
             yield row, (follow + self.back_off * share) / (len(places) + self.back_off)
 
 
@@ -145,11 +144,12 @@ class Personal(Rival):
         super().__init__(stream)
         self.half_life = half_life
 
-    def rows(self, positions: Int64Array) -> Iterator[tuple[int, Floats]]:
+    def rows(self, positions: Int64Array, asked: Asked) -> Iterator[tuple[int, Floats]]:
         """As in ``Rival``."""
-        for row, counts in self.stream.counts(self.stream.before(positions)):
+        sums = Sums(self.data.n_items)
+        for row, counts in self.stream.counts(self.stream.before(positions), asked):
             past = self.history(positions[row])
-            own = np.bincount(past, np.exp2(-np.arange(len(past)) / self.half_life), self.data.n_items + 1)
+            own = sums.of(past, np.exp2(-np.arange(len(past)) / self.half_life), asked, row)
             yield row, own + 1e-6 * counts / (1 + len(self.stream))
 
 

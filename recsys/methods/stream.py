@@ -18,6 +18,7 @@ from recsys.data.sequences import SequenceData
 
 Int64Array = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Asked = Int64Array | None
 
 
 class Stream:
@@ -47,11 +48,12 @@ class Stream:
             return np.full(len(positions), len(self), dtype=np.int64)
         return np.searchsorted(self.times, self.data.times[positions], side="left").astype(np.int64)
 
-    def counts(self, known: Int64Array, half_life: float = np.inf) -> Iterator[tuple[int, Floats]]:
-        """Each row, in the order of time, with the decayed count of every item (V + 1,).
+    def counts(self, known: Int64Array, asked: Asked, half_life: float = np.inf) -> Iterator[tuple[int, Floats]]:
+        """Each row, in the order of time, with the decayed counts of its items, (C,) or (V + 1,).
 
         Args:
             known: (B,) what ``before`` returned.
+            asked: (B, C) items of each row; all if not given.
             half_life: events of the stream after which one counts half.
         """
         order = np.argsort(known, kind="stable")
@@ -64,7 +66,7 @@ class Stream:
             if now > done:
                 np.add.at(grown, self.items[done:now], np.exp2((np.arange(done, now) - start) / half_life))
                 done = now
-            yield int(row), grown * np.exp2((start - now) / half_life)
+            yield int(row), (grown if asked is None else grown[asked[row]]) * np.exp2((start - now) / half_life)
 
 
 class Pairs:
@@ -97,7 +99,8 @@ class Pairs:
                 weights.append(np.full(len(first), 1 / distance))
         source, moment = np.concatenate(sources), np.concatenate(moments)
         by_source = np.lexsort((moment, source))
-        self.targets, self.weights = np.concatenate(targets)[by_source], np.concatenate(weights)[by_source]
+        self.targets = np.concatenate(targets)[by_source].astype(np.int64)
+        self.weights = np.concatenate(weights)[by_source]
         # One ascending key over all first items: the number of events is above every moment.
         self._width = len(stream) + 1
         self._keys = source[by_source] * self._width + moment[by_source]
@@ -118,3 +121,21 @@ class Pairs:
         ends = np.cumsum(lengths)
         places = np.arange(lengths.sum()) + np.repeat(stops - ends, lengths)
         return places, np.repeat(np.arange(len(items)), lengths)
+
+
+class Sums:
+    """Weights summed up by item, row after row, in a time that does not grow with the catalogue where few items are asked for.
+
+    Args:
+        n_items: V.
+    """
+
+    def __init__(self, n_items: int) -> None:
+        self._sums = np.zeros(n_items + 1)
+
+    def of(self, items: NDArray[np.integer], weights: Floats | float, asked: Asked, row: int) -> Floats:
+        """Sums of the ``weights`` (M,) of ``items`` (M,): those of ``asked[row]`` (C,), or of all items (V + 1,)."""
+        np.add.at(self._sums, items, weights)
+        found = self._sums.copy() if asked is None else self._sums[asked[row]]
+        self._sums[items] = 0.0
+        return found

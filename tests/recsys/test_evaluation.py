@@ -239,8 +239,9 @@ def test_a_sample_of_rows_is_the_same_for_all_and_spread_over_users(monkeypatch)
     assert np.bincount(few.users).tolist().count(0) == 0, "every user has a row"
     assert np.bincount(few.users).max() == 2
     np.testing.assert_array_equal(ranked(0, attends=False).positions, TEST)
-    monkeypatch.setattr("recsys.evaluation.ATTENDED_PAIRS", ITEMS)
-    assert len(ranked(0).positions) == DATA.n_users, "be it beyond the limit"
+    monkeypatch.setattr("recsys.evaluation.ATTENDED_PAIRS", 7 * ITEMS)
+    assert len(set(ranked(0).users)) == 7, "where there are more users than rows, one row each"
+    assert ranked(0).users.max() > 7, "of any users"
 
 
 def test_what_follows_the_stream_is_told_where_it_is_asked():

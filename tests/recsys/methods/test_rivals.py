@@ -15,8 +15,8 @@ from tests.recsys.toy import ITEMS, SMALL, sequences, walks
 SIMPLE = ("popularity", "popularity_recent", "item_knn", "markov", "personal")
 TIME = replace(SMALL, protocol="time")
 DATA = walks(users=25, events=12)
-
-
+# The same in baskets of two, and four users at a time.
+TIED = sequences(DATA.items.reshape(25, 12).tolist(), [[e // 2 * 25 + u // 4 for e in range(12)] for u in range(25)])
 # With settings of their own: what validation would choose depends on its negatives, which nobody touches at any time.
 MADE = {
     "popularity": lambda problem: train_method("popularity", problem).scorer,
@@ -39,19 +39,19 @@ def test_the_rivals_of_every_comparison_are_methods():
 
 
 @pytest.mark.parametrize("name", SIMPLE)
+@pytest.mark.parametrize("data", [DATA, TIED], ids=["one at a time", "tied"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_no_later_event_changes_a_score(name, seed):
+def test_no_later_event_changes_a_score(name, data, seed):
     """What happens from the moment of an answer on is put in another order, the judged event with it."""
-    problem = Problem(DATA, TIME)
     rng = np.random.default_rng(seed)
-    position = rng.choice(problem.split.test)
-    later = np.flatnonzero(DATA.times >= DATA.times[position])
-    items = DATA.items.copy()
+    position = rng.choice(Problem(data, TIME).split.test)
+    later = np.flatnonzero(data.times >= data.times[position])
+    items = data.items.copy()
     items[later] = rng.permutation(items[later])
-    changed = replace(DATA, items=items)
+    changed = replace(data, items=items)
     asked = np.array([position])
-    np.testing.assert_array_equal(scores(name, changed, asked), scores(name, DATA, asked))
+    np.testing.assert_array_equal(scores(name, changed, asked), scores(name, data, asked))
 
 
 @pytest.mark.parametrize("name", [name for name in SIMPLE if name != "popularity"])
@@ -62,6 +62,14 @@ def test_an_earlier_event_changes_scores(name):
     items[DATA.offsets[user] : position[0]] = ITEMS
     changed = replace(DATA, items=items)
     assert not np.array_equal(scores(name, changed, position), scores(name, DATA, position))
+
+
+@pytest.mark.parametrize("name", SIMPLE)
+def test_candidates_have_the_scores_that_they_have_in_the_catalogue(name):
+    problem = Problem(DATA, TIME)
+    rows, candidates = problem.split.test, torch.randint(1, ITEMS + 1, (len(problem.split.test), 40))
+    few = MADE[name](problem).at(rows).score(None, candidates).numpy()
+    np.testing.assert_array_equal(few, np.take_along_axis(scores(name, DATA, rows), candidates.numpy(), axis=1))
 
 
 @pytest.mark.parametrize("name", SIMPLE)

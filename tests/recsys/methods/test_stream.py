@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recsys.methods.stream import Pairs, Stream
+from recsys.methods.stream import Pairs, Stream, Sums
 from tests.recsys.toy import ITEMS, sequences, walks
 
 DATA = walks(users=12, events=8)
@@ -24,7 +24,10 @@ def test_counts_are_those_of_the_events_before_each_row(half_life):
     asked = np.random.default_rng(0).permutation(ALL)[:40]
     flow = stream()
     known = flow.before(asked)
-    rows = dict(flow.counts(known, half_life))
+    rows = dict(flow.counts(known, None, half_life))
+    few = np.arange(80).reshape(40, 2) % ITEMS
+    for row, some in flow.counts(known, few, half_life):
+        np.testing.assert_array_equal(some, rows[row][few[row]])
     assert sorted(rows) == list(range(40))
     for row, count in enumerate(known):
         expected = np.zeros(ITEMS + 1)
@@ -67,3 +70,9 @@ def test_the_latest_pairs_are_the_last_that_became_known():
     assert places.tolist() == [*whole[owners == 1][-2:], *whole[owners == 2][-2:]]
     per_item = np.bincount(pairs.of(np.arange(ITEMS + 1), DATA.n_events, DATA.n_events)[1])
     assert pairs.counting(2) == np.minimum(per_item, 2).sum()
+
+
+def test_sums_of_a_row_do_not_reach_the_next():
+    sums = Sums(4)
+    assert sums.of(np.array([1, 3, 1]), np.array([0.5, 2.0, 0.25]), None, 0).tolist() == [0, 0.75, 0, 2, 0]
+    assert sums.of(np.array([3]), 1.0, np.array([[3, 1, 3]]), 0).tolist() == [1, 0, 1]

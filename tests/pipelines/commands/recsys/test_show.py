@@ -5,6 +5,7 @@ import pytest
 
 from persona.bootstrap import Interval, SeedsInterval
 from persona.comparison import Measured, Row
+from persona.errors import ConfigError
 from pipelines import console
 from pipelines.commands import task
 from pipelines.commands.recsys import show as recsys_show
@@ -90,3 +91,11 @@ def test_epochs_that_are_told_twice_are_shown_once(capsys):
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("host 2/2, ")
     assert line.endswith("uauc 1.5000")
+
+
+def test_what_methods_are_shown_against_is_measured_and_known():
+    assert recsys_cli._with(["duet"], "item_knn") == ["duet", "item_knn"]
+    assert recsys_cli._with([], "item_knn") == [], "all methods"
+    assert recsys_cli._with(["duet"], "") == ["duet"]
+    with pytest.raises(ConfigError, match="unknown method 'item_kn': did you mean 'item_knn'"):
+        recsys_cli._with([], "item_kn")
