@@ -30,7 +30,7 @@ from recsys.evaluation import Evaluation
 from recsys.hosts import SequentialHost
 from recsys.personalised import Personalised
 from recsys.seen import seen_counts
-from recsys.sequence_windows import cut
+from recsys.sequence_windows import Windows, cut
 from recsys.softmax import Competitors, SharedBatch
 
 DRAWN_BATCHES = 64
@@ -48,7 +48,7 @@ class LossConfig:
     Attributes:
         loss: ``bce`` (as published), ``sampled_softmax``, ``gbce`` or ``softmax`` (see ``recsys.softmax``).
         negatives: drawn for every target (rows) or for every batch (sequences, and ``softmax`` where it is not exact).
-        batch_size: rows or sequences.
+        batch_size: rows or sequences; targets of sequences with ``softmax``.
         sequences: train all positions of a sequence at once.
         monitor: metric that selects the epoch.
 
@@ -268,15 +268,26 @@ class SequenceObjective(_Objective):
         """Windows in a new order and at new offsets, with new negatives."""
         rng = np.random.default_rng([self.seed, epoch])
         windows = cut(self.data, self.trained, self.host.config.max_length, rng)
-        for rows in self._similar(rng, windows.sizes):
+        for rows in self._similar(rng, windows):
             context, targets, states = windows.batch(rows)
             negatives, log_expected = self._negatives(rng)
             yield SharedBatch(context, targets, negatives, states, log_expected)
 
-    def _similar(self, rng: np.random.Generator, sizes: Int64Array) -> Iterator[Int64Array]:
-        """Batches of windows of similar ``sizes``, in random order: padding would be most of a batch of mixed ones."""
-        for pool in _blocks(rng.permutation(len(sizes)), POOLED_BATCHES * self.config.batch_size):
-            batches = list(_blocks(pool[np.argsort(sizes[pool], kind="stable")], self.config.batch_size))
+    def _similar(self, rng: np.random.Generator, windows: Windows) -> Iterator[Int64Array]:
+        """Batches of windows of similar sizes, in random order: padding would be most of a batch of mixed ones.
+
+        With the softmax a batch has about ``batch_size`` targets, so that steps are alike whatever the lengths of histories, and
+        as large as those of rows; with the other losses, so many windows.
+        """
+        size, counts = self.config.batch_size, windows.counts
+        usual = size if self.competitors is None else max(1, round(size / counts.mean()))
+        for pool in _blocks(rng.permutation(len(counts)), POOLED_BATCHES * usual):
+            order = pool[np.argsort(windows.sizes[pool], kind="stable")]
+            if self.competitors is None:
+                batches = list(_blocks(order, size))
+            else:
+                full = np.cumsum(counts[order]) // size
+                batches = np.split(order, np.flatnonzero(full[1:] > full[:-1]) + 1)
             for i in rng.permutation(len(batches)):
                 yield batches[i]
 
