@@ -51,14 +51,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "modern": {
         "loss": "softmax",
         "negatives": 1024,
-        "batch_size": 64,
+        "batch_size": 1024,
         "sequences": True,
         "monitor": "ndcg_10",
         "learning_rate": 1e-3,
     },
 }
 # Of the modern one, where candidates are scored one by one, or a table is looked up in pieces: rows with negatives of their own.
-BY_ROWS = {"loss": "sampled_softmax", "negatives": 32, "batch_size": 1024, "sequences": False}
+BY_ROWS = {"loss": "sampled_softmax", "negatives": 32, "sequences": False}
 
 
 def recipe(preset: str, host: str, table_optimizer: str = "adam") -> dict[str, Any]:
@@ -80,7 +80,7 @@ class RecsysConfig(Settings):
         loss: ``softmax`` over all items seen, ``sampled_softmax``, ``gbce`` or ``bce`` (as published).
         negatives: sampled for every positive; with ``sequences``, for every batch, and all items if that many or more; with
             ``softmax``, for every batch of a catalogue that is too large for all items.
-        batch_size: rows (or sequences) a step.
+        batch_size: rows a step, or sequences; with ``softmax``, targets of sequences.
         sequences: train the host on all positions of a sequence at once (GRU4Rec, SASRec).
         monitor: validation metric that selects epochs; under ``full`` a ranking metric such as ``ndcg_10``.
         epochs: at most this many, for host and editor each.
@@ -124,7 +124,7 @@ class RecsysConfig(Settings):
     seed: int = 0
     loss: str = "softmax"
     negatives: int = 1024
-    batch_size: int = 64
+    batch_size: int = 1024
     sequences: bool = True
     monitor: str = "ndcg_10"
     epochs: int = 60

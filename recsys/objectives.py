@@ -30,8 +30,8 @@ from recsys.evaluation import Evaluation
 from recsys.hosts import SequentialHost
 from recsys.personalised import Personalised
 from recsys.seen import seen_counts
-from recsys.sequence_windows import cut
-from recsys.softmax import Competitors, SharedBatch
+from recsys.sequence_windows import Windows, cut
+from recsys.softmax import Competitors, SequenceBatch
 
 DRAWN_BATCHES = 64
 POOLED_BATCHES = 16
@@ -48,7 +48,7 @@ class LossConfig:
     Attributes:
         loss: ``bce`` (as published), ``sampled_softmax``, ``gbce`` or ``softmax`` (see ``recsys.softmax``).
         negatives: drawn for every target (rows) or for every batch (sequences, and ``softmax`` where it is not exact).
-        batch_size: rows or sequences.
+        batch_size: rows or sequences; targets of sequences with ``softmax``.
         sequences: train all positions of a sequence at once.
         monitor: metric that selects the epoch.
 
@@ -210,22 +210,22 @@ class RowObjective(_Objective):
 class SoftmaxRowObjective(RowObjective):
     """Rows whose targets meet the catalogue, or the same negatives in a batch: one context is scored once for all of them."""
 
-    def batches(self, epoch: int) -> Iterator[SharedBatch]:  # type: ignore[override]
+    def batches(self, epoch: int) -> Iterator[SequenceBatch]:  # type: ignore[override]
         """The rows of ``RowObjective`` in its order, with the negatives of the batch."""
         assert self.competitors is not None
         rng = np.random.default_rng([self.seed, epoch, 1])
         for batch in super().batches(epoch):
             negatives, log_expected = self.competitors.draw(rng)
-            yield SharedBatch(batch.context, batch.candidates, negatives, log_expected=log_expected)
+            yield SequenceBatch(batch.context, batch.candidates, negatives, log_expected=log_expected)
 
-    def loss(self, batch: SharedBatch) -> Tensor:
+    def loss(self, batch: SequenceBatch) -> Tensor:
         """Mean over targets."""
         assert self.competitors is not None
         assert isinstance(self.model.host, SequentialHost)
         users = self.model.user_vectors(batch.context).repeat_interleave(batch.targets.shape[1], dim=0)
         return self.competitors.loss(self.model.host, users, batch.targets.flatten(), batch)
 
-    def part(self, batch: SharedBatch, ranks: Ranks) -> Part:
+    def part(self, batch: SequenceBatch, ranks: Ranks) -> Part:
         """This rank's rows of a batch."""
         return batch.part(ranks)
 
@@ -264,19 +264,30 @@ class SequenceObjective(_Objective):
         self.trained = np.zeros(data.n_events, dtype=bool)
         self.trained[positions] = True
 
-    def batches(self, epoch: int) -> Iterator[SharedBatch]:
+    def batches(self, epoch: int) -> Iterator[SequenceBatch]:
         """Windows in a new order and at new offsets, with new negatives."""
         rng = np.random.default_rng([self.seed, epoch])
         windows = cut(self.data, self.trained, self.host.config.max_length, rng)
-        for rows in self._similar(rng, windows.sizes):
+        for rows in self._similar(rng, windows):
             context, targets, states = windows.batch(rows)
             negatives, log_expected = self._negatives(rng)
-            yield SharedBatch(context, targets, negatives, states, log_expected)
+            yield SequenceBatch(context, targets, negatives, states, log_expected)
 
-    def _similar(self, rng: np.random.Generator, sizes: Int64Array) -> Iterator[Int64Array]:
-        """Batches of windows of similar ``sizes``, in random order: padding would be most of a batch of mixed ones."""
-        for pool in _blocks(rng.permutation(len(sizes)), POOLED_BATCHES * self.config.batch_size):
-            batches = list(_blocks(pool[np.argsort(sizes[pool], kind="stable")], self.config.batch_size))
+    def _similar(self, rng: np.random.Generator, windows: Windows) -> Iterator[Int64Array]:
+        """Batches of windows of similar sizes, in random order: padding would be most of a batch of mixed ones.
+
+        With the softmax a batch has about ``batch_size`` targets, so that steps are alike whatever the lengths of histories, and
+        as large as those of rows; with the other losses, so many windows.
+        """
+        size, counts = self.config.batch_size, windows.counts
+        usual = size if self.competitors is None else max(1, round(size / counts.mean()))
+        for pool in _blocks(rng.permutation(len(counts)), POOLED_BATCHES * usual):
+            order = pool[np.argsort(windows.sizes[pool], kind="stable")]
+            if self.competitors is None:
+                batches = list(_blocks(order, size))
+            else:
+                full = np.cumsum(counts[order]) // size
+                batches = np.split(order, np.flatnonzero(full[1:] > full[:-1]) + 1)
             for i in rng.permutation(len(batches)):
                 yield batches[i]
 
@@ -288,11 +299,11 @@ class SequenceObjective(_Objective):
             return torch.arange(1, self.data.n_items + 1), None
         return torch.from_numpy(rng.integers(1, self.data.n_items + 1, self.config.negatives)), None
 
-    def part(self, batch: SharedBatch, ranks: Ranks) -> Part:
+    def part(self, batch: SequenceBatch, ranks: Ranks) -> Part:
         """This rank's windows of a batch."""
         return batch.part(ranks)
 
-    def loss(self, batch: SharedBatch) -> Tensor:
+    def loss(self, batch: SequenceBatch) -> Tensor:
         """Mean over all targets of the batch; a negative that is the target itself does not count."""
         mask = batch.targets > 0
         targets = batch.targets[mask]
@@ -313,7 +324,7 @@ class SequenceObjective(_Objective):
         return batch_loss(self.config, (users * projected[mask].float()).sum(-1), scores, self.data.n_items)
 
 
-def _asked(vectors: Tensor, batch: SharedBatch, mask: Tensor) -> Tensor:
+def _asked(vectors: Tensor, batch: SequenceBatch, mask: Tensor) -> Tensor:
     """(B, T, d) -> (P, d) those that the targets of a batch are asked for with, where ``mask`` (B, C) has targets."""
     if batch.states is None:
         return vectors[mask]

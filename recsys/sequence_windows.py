@@ -26,6 +26,10 @@ class Windows(Protocol):
     def sizes(self) -> Int64Array:
         """(W,) how long each is: windows of similar sizes make batches with little padding."""
 
+    @property
+    def counts(self) -> Int64Array:
+        """(W,) targets of each."""
+
     def batch(self, rows: Int64Array) -> tuple[Context, Tensor, Tensor | None]:
         """Windows ``rows`` (B,): context (B, T), targets (B, C), 0 where none, and after which item each is asked for (B, C).
 
@@ -82,14 +86,20 @@ class EventWindows:
         start = np.maximum(first[user], stop - width - 1)
         stop = np.minimum(stop, last[user])
         # Where a part of the past is trained, windows without a target in (start, stop) would have no loss.
-        before = np.append(0, np.cumsum(trained))
-        keep = before[stop] > before[start + 1]
+        keep = cls(data, trained, start, stop).counts > 0
         return cls(data, trained, start[keep], stop[keep])
 
     @property
     def sizes(self) -> Int64Array:
         """(W,) events."""
         return self.stop - self.start
+
+    @property
+    def counts(self) -> Int64Array:
+        """(W,) those of the events but the first that are targets."""
+        before: Int64Array = np.append(0, np.cumsum(self.trained))
+        counts: Int64Array = before[self.stop] - before[self.start + 1]
+        return counts
 
     def batch(self, rows: Int64Array) -> tuple[Context, Tensor, None]:
         """See ``Windows``; C is T."""
@@ -149,6 +159,11 @@ class BasketWindows:
     def sizes(self) -> Int64Array:
         """(W,) events of the context."""
         return self.stop - self.start
+
+    @property
+    def counts(self) -> Int64Array:
+        """(W,) targets."""
+        return self.last - self.first
 
     def batch(self, rows: Int64Array) -> tuple[Context, Tensor, Tensor]:
         """See ``Windows``."""

@@ -31,7 +31,7 @@ Int64Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class SharedBatch:
+class SequenceBatch:
     """Contexts of B users, several targets of each, and negatives that all targets meet.
 
     Attributes:
@@ -90,7 +90,7 @@ class Competitors:
         chosen = torch.from_numpy(drawn)
         return self.items[chosen], self._log_expected[chosen]
 
-    def loss(self, host: SequentialHost, users: Tensor, targets: Tensor, batch: SharedBatch) -> Tensor:
+    def loss(self, host: SequentialHost, users: Tensor, targets: Tensor, batch: SequenceBatch) -> Tensor:
         """Mean over targets.
 
         Args:

@@ -27,6 +27,8 @@ BYTES = 0  # nothing travels
 # Events (B x T) worked on at once: activations and edits of a block stay near 100 MB.
 BLOCK = 1 << 11
 REDRAWS = 8
+# More negatives than this would be work for a server, and the activations of a block some gigabytes.
+MOST_NEGATIVES = 32
 
 
 class SharedByRows(DenseEdit):
@@ -43,7 +45,7 @@ class TunedOnDevice(Personalised):
 
     Args:
         host: what the devices start from.
-        loss: the loss and its number of negatives.
+        loss: the loss and its number of negatives, of which at most ``MOST_NEGATIVES`` are taken.
         steps: of gradient descent.
         learning_rate: of gradient descent.
         seed: of the negatives.
@@ -52,6 +54,7 @@ class TunedOnDevice(Personalised):
     def __init__(self, host: Host, loss: LossConfig, steps: int, learning_rate: float, seed: int) -> None:
         super().__init__(host)
         self.loss, self.steps, self.learning_rate, self.seed = loss, steps, learning_rate, seed
+        self.negatives = min(loss.negatives, MOST_NEGATIVES)
         self.eval()
 
     def edit(self, context: Context) -> Edit:
@@ -70,7 +73,7 @@ class TunedOnDevice(Personalised):
             return Edit.from_flat(flat, specs)
         state = self.host.encode(past)
         for _ in range(self.steps):
-            negatives = _negatives(context, targets.shape[1], self.loss.negatives, self.host.config.n_items, generator)
+            negatives = _negatives(context, targets.shape[1], self.negatives, self.host.config.n_items, generator)
             candidates = torch.cat([targets.unsqueeze(2), negatives], dim=2).flatten(0, 1)
             valid = targets.flatten() > 0
             with torch.enable_grad():

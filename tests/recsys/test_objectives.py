@@ -247,6 +247,17 @@ def test_batches_hold_windows_of_similar_length_in_random_order():
     assert any(lengths != sorted(lengths) for lengths in orders)
 
 
+def test_batches_under_the_softmax_have_about_as_many_targets_whatever_the_lengths():
+    data = numbered([2, 30] * 40)
+    host = HostConfig.preset("gru4rec", "paper", data.n_items, dim=8, max_length=T)
+    positions = np.setdiff1d(np.arange(data.n_events), data.offsets[:-1])
+    objective = windows_of(data, positions, LossConfig("softmax", batch_size=20), Personalised(make_host(host)))
+    counts = [int((batch.targets > 0).sum()) for batch in objective.batches(0)]
+    assert sum(counts) == len(positions)
+    assert max(counts) < 20 + T
+    assert np.median(counts) >= 16
+
+
 def test_windows_and_their_negatives_are_fresh_each_epoch():
     objective = windows_of(DATA, TRAIN)
     one, two = (torch.cat([b.negatives for b in objective.batches(epoch)]) for epoch in (0, 1))
