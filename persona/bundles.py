@@ -157,18 +157,19 @@ def read_compiled(folder: Path, header: Mapping[str, Any], needed: str) -> dict[
     return files
 
 
-def compiled_now(folder: Path, compile_bundle: Callable[[], dict[str, bytes]], task: str) -> dict[str, bytes]:
-    """The compiled files of a bundle that was released without them, made by torch where there is one.
+def compiled_now(folder: Path, load: Callable[[Path], Any], task: str) -> dict[str, bytes]:
+    """The compiled files of a bundle that was released without them, made by torch where there is one: ``load`` is a release's.
 
     Raises:
         DataError: torch is not installed.
     """
     try:
-        return compile_bundle()
+        files: dict[str, bytes] = load(folder).compiled_files
     except ModuleNotFoundError as error:
         raise DataError(
             f"{folder} was released without its compiled form: run `persona {task} release` again"
         ) from error
+    return files
 
 
 def check_tables(folder: Path, host: str, version: str | None, tables: EditTables | None) -> None:

@@ -28,19 +28,6 @@ OUTSIDE = {"benchmarks", "tests", "examples"}
 ROOMS = ("cli", "commands", "steps", "versions", "tracking", "console")
 # Rooms beside them, that commands and the command line alone use.
 SIDE_ROOMS = ("serving", "doctor")
-# Breaches that are being mended: (importing module, imported module) -> why it is still here. Only ever shorten this list.
-BEING_MENDED = {
-    ("pipelines.commands.recsys.main", "benchmarks.evidence.recsys"): "the grids behind the results leave the commands",
-    (
-        "pipelines.commands.recsys.main",
-        "benchmarks.evidence.recsys_page",
-    ): "the grids behind the results leave the commands",
-    ("pipelines.commands.vision.main", "benchmarks.evidence.vision"): "the grids behind the results leave the commands",
-    (
-        "pipelines.commands.recsys.prototypes",
-        "pipelines.commands.recsys.main",
-    ): "commands of both tasks become one file",
-}
 
 
 def name_of(path: Path) -> str:
@@ -161,17 +148,11 @@ def test_the_rooms_of_pipelines_are_those_of_the_rules():
 
 
 def test_arrows_of_packages_and_rooms():
-    assert breaches() <= BEING_MENDED.keys(), "this import runs against docs/architecture.md"
+    assert breaches() == set(), "this import runs against docs/architecture.md"
 
 
 def test_no_module_imports_itself_by_a_way_round():
-    assert [c for c in circles() if not any((a, b) in BEING_MENDED for a in c for b in c)] == []
-
-
-def test_the_list_of_what_is_being_mended_is_not_stale():
-    mended = {pair for pair in BEING_MENDED if pair not in breaches()}
-    in_circles = {(a, b) for circle in circles() for a in circle for b in imports()[a] if b in circle}
-    assert mended <= in_circles, "mended: take it out of BEING_MENDED"
+    assert circles() == []
 
 
 @pytest.mark.parametrize(

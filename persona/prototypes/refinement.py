@@ -83,14 +83,7 @@ def refine(
         MismatchError: editor or statistics do not belong to the bank.
     """
     config = config or RefineConfig()
-    bank.check(metric)
-    if statistics.k != len(bank):
-        raise MismatchError(
-            f"these statistics were collected with {statistics.k} prototypes, but the bank has {len(bank)}: "
-            "assign the window's contexts with this bank"
-        )
-    if not len(statistics):
-        raise DataError("there is not a single context in this window: refine when some have come")
+    _check(bank, metric, statistics)
     assigner = Assigner(metric, bank.prototypes)
     plan = make_plan(assigner, bank.idle, statistics, config)
     came_from = bank.prototypes[plan.origin]
@@ -121,6 +114,18 @@ def refine(
         split=plan.split,
         retired=plan.retired,
     )
+
+
+def _check(bank: PrototypeBank, metric: HeadMetric, statistics: UserStatistics) -> None:
+    """Refuse statistics of another bank, or of nothing."""
+    bank.check(metric)
+    if statistics.k != len(bank):
+        raise MismatchError(
+            f"these statistics were collected with {statistics.k} prototypes, but the bank has {len(bank)}: "
+            "assign the window's contexts with this bank"
+        )
+    if not len(statistics):
+        raise DataError("there is not a single context in this window: refine when some have come")
 
 
 def _flow(before: Assigner, after: Assigner, statistics: UserStatistics, plan: Plan) -> tuple[Tensor, Tensor]:

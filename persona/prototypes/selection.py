@@ -23,7 +23,7 @@ from persona.errors import ConfigError, DataError
 from persona.prototypes.assign import Assigner
 from persona.prototypes.bank import PrototypeBank
 from persona.prototypes.metric import HeadMetric
-from persona.prototypes.partition import fit_bank
+from persona.prototypes.partition import Partition, fit_bank
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,22 @@ def choose_k(
             if not candidates:
                 raise
             break
-        scores = [score(f.bank) for f in fits]
-        if not all(abs(s) < float("inf") for s in scores):
-            raise DataError(f"the validation score of {k} prototypes is not finite: look at the validation data")
-        between_seeds = [adjusted_rand_index(a.labels, b.labels) for a, b in combinations(fits, 2)]
-        candidates.append(
-            Candidate(
-                k, fmean(scores), pstdev(scores), fmean(between_seeds), fmean(halves), min(f.inertia for f in fits)
-            )
-        )
+        candidates.append(_candidate(k, fits, halves, score))
     stable = [c for c in candidates if c.stability_halves >= min_stability] or candidates
     best = max(c.score for c in stable)
     return Choice(tuple(candidates), min(c.k for c in stable if c.score >= best - tolerance))
+
+
+def _candidate(
+    k: int, fits: Sequence[Partition], halves: Sequence[float], score: Callable[[PrototypeBank], float]
+) -> Candidate:
+    """What partitions of one size, and the agreement of their halves, say of it."""
+    scores = [score(f.bank) for f in fits]
+    if not all(abs(s) < float("inf") for s in scores):
+        raise DataError(f"the validation score of {k} prototypes is not finite: look at the validation data")
+    between_seeds = [adjusted_rand_index(a.labels, b.labels) for a, b in combinations(fits, 2)]
+    inertia = min(f.inertia for f in fits)
+    return Candidate(k, fmean(scores), pstdev(scores), fmean(between_seeds), fmean(halves), inertia)
 
 
 def adjusted_rand_index(a: Tensor, b: Tensor) -> float:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -73,25 +74,32 @@ def fit(
     notify = on_epoch or (lambda metrics: None)
     for metrics in run.result.history:
         notify(metrics)
-    # A fixed table that lies in pieces is no leaf; it is kept from learning where it is looked up.
-    requires_grad = {p: p.requires_grad for p in module.parameters() if p.is_leaf}
-    chosen = set(work.trained)
-    for p in requires_grad:
-        p.requires_grad_(p in chosen)
-    try:
+    with _learning(module, work.trained):
         while not run.finished:
             started = time.perf_counter()
             metrics = run.train_epoch()
             run.result.seconds += time.perf_counter() - started
             run.record(metrics, metrics[objective.monitor])
             notify(metrics)
-    finally:
-        for p, flag in requires_grad.items():
-            p.requires_grad_(flag)
     work.restore_best()
     work.close()
     module.eval()
     return run.result
+
+
+@contextmanager
+def _learning(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within this block these parameters of the module get gradients, and no others."""
+    # A fixed table that lies in pieces is no leaf; it is kept from learning where it is looked up.
+    before = {p: p.requires_grad for p in module.parameters() if p.is_leaf}
+    chosen = set(parameters)
+    for p in before:
+        p.requires_grad_(p in chosen)
+    try:
+        yield
+    finally:
+        for p, flag in before.items():
+            p.requires_grad_(flag)
 
 
 class _Run:

@@ -22,6 +22,7 @@ from persona.answering import Contexts, Plan, check_level, plan
 from persona.bundles import check_tables, compiled_now, read_compiled
 from persona.cloud import EditTables
 from persona.errors import ConfigError, FormatError, PersonaError
+from persona.task import later
 from recsys.serving.bundle import HEADER_OF, Vocabulary, read_vocabulary
 from recsys.serving.graphs import RANK, CompiledModel
 from recsys.serving.index import EXACT, IndexConfig
@@ -155,7 +156,7 @@ class Recommender:
         header = HEADER_OF.read(folder)
         files = read_compiled(folder, header, RANK)
         if files is None:
-            files = compiled_now(folder, lambda: _compiled(folder), "recsys")
+            files = compiled_now(folder, later("recsys.serving.release:Release.load"), "recsys")
         vocabulary = read_vocabulary(folder, header["items_digest"])
         try:
             model = CompiledModel(files, int(header["host"]["max_length"]), index)
@@ -259,10 +260,3 @@ class Recommender:
     def _banned(self, ask: Ask, known: Sequence[int]) -> set[int]:
         """Item indices that must not be recommended."""
         return {*(() if ask.seen else known), *(self.known_items(ask.exclude)[0] if ask.exclude else ())}
-
-
-def _compiled(folder: Path) -> dict[str, bytes]:
-    """The compiled files of a bundle that holds none."""
-    from recsys.serving.release import Release
-
-    return Release.load(folder).compile().compiled_files

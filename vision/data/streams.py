@@ -110,17 +110,7 @@ def stream_suite(
         ConfigError: an order or an unseen corruption is unknown, shares or length are out of range, or the package of corruptions is missing.
         DataError: there are too few images.
     """
-    if length < 1 or not (0 < adapt < 1 and 0 < test < 1 and adapt + test < 1):
-        raise ConfigError(
-            "streams need a length of at least 1 and shares to adapt and to test that leave images for the host"
-        )
-    for name in unseen:
-        if name not in config.corruptions:
-            raise ConfigError(f"{name!r} cannot be left to test streams: {nearest(name, config.corruptions)}")
-    if unseen and set(unseen) == set(config.corruptions):
-        raise ConfigError(
-            "all corruptions are left to test streams, so there is nothing to adapt on: leave some others"
-        )
+    _check_suite(config, length, adapt, test, unseen)
     order_of = np.random.default_rng([config.seed, 53]).permutation(data.n_images)
     n_adapt, n_test = round(adapt * data.n_images), round(test * data.n_images)
     if min(n_adapt, n_test, data.n_images - n_adapt - n_test) < 2:
@@ -139,6 +129,21 @@ def stream_suite(
                     parts.add(data, piece, name, order, reserved, own)
     described = {**asdict(config), "orders": list(orders), "length": length, "unseen": list(unseen)}
     return parts.build(data, {"streams": described})
+
+
+def _check_suite(config: StreamConfig, length: int, adapt: float, test: float, unseen: tuple[str, ...]) -> None:
+    """Refuse what makes no suite of streams."""
+    if length < 1 or not (0 < adapt < 1 and 0 < test < 1 and adapt + test < 1):
+        raise ConfigError(
+            "streams need a length of at least 1 and shares to adapt and to test that leave images for the host"
+        )
+    for name in unseen:
+        if name not in config.corruptions:
+            raise ConfigError(f"{name!r} cannot be left to test streams: {nearest(name, config.corruptions)}")
+    if unseen and set(unseen) == set(config.corruptions):
+        raise ConfigError(
+            "all corruptions are left to test streams, so there is nothing to adapt on: leave some others"
+        )
 
 
 @dataclass

@@ -21,6 +21,7 @@ from persona.answering import HOST, Contexts, check_level, plan
 from persona.bundles import check_tables, compiled_now, read_compiled
 from persona.cloud import EditTables
 from persona.errors import ConfigError, DataError, FormatError, MismatchError, PersonaError
+from persona.task import later
 from vision.data.sources.decode import UnreadableImage, decode
 from vision.serving.bundle import CONTEXT_IMAGES, HEADER_OF
 from vision.serving.bundle import HOST as HOST_FILE
@@ -105,7 +106,7 @@ class Classifier:
         header = HEADER_OF.read(folder)
         files = read_compiled(folder, header, BODY)
         if files is None:
-            files = compiled_now(folder, lambda: _compiled(folder), "vision")
+            files = compiled_now(folder, later("vision.serving.release:Release.load"), "vision")
         try:
             host = str(header["digests"][HOST_FILE])
             context = int(header["info"].get("settings", {}).get("context_images", CONTEXT_IMAGES))
@@ -204,10 +205,3 @@ def as_rows(images: NDArray[np.uint8], image_shape: tuple[int, int, int]) -> NDA
             f"host reads {h} x {w}, {c} channel(s) and uint8: convert them"
         )
     return np.ascontiguousarray(given.transpose(0, 3, 1, 2))
-
-
-def _compiled(folder: Path) -> dict[str, bytes]:
-    """The compiled files of a bundle that holds none."""
-    from vision.serving.release import Release
-
-    return Release.load(folder).compiled_files

@@ -129,11 +129,25 @@ def stream_log(
         flags = {"baskets": together, "ordered_only": report.ordered_only}
         with atomic_folder(folder) as new:
             counts = kept.write(new / files.EVENTS, buckets)
-            files.write_tables(new, user_ids, counts, item_ids, titles_of(titles, item_ids))
-            digest = _digest(new, counts, (user_ids, item_ids), flags)
-            about = {"users": len(user_ids), "items": len(item_ids), "events": int(counts.sum())}
-            files.write_header(new, digest, flags, about, meta)
+            digest = _write(new, counts, (user_ids, item_ids), titles_of(titles, item_ids), flags, meta)
     return PreparedLog(report, user_ids, counts, len(item_ids), together, digest, meta)
+
+
+def _write(
+    folder: Path,
+    counts: NDArray[np.int64],
+    ids: tuple[pl.Series, pl.Series],
+    titles: pl.Series | None,
+    flags: dict[str, bool],
+    meta: dict[str, Any],
+) -> str:
+    """Tables and header beside the events of a folder; returns the digest of all of it."""
+    user_ids, item_ids = ids
+    files.write_tables(folder, user_ids, counts, item_ids, titles)
+    digest = _digest(folder, counts, ids, flags)
+    about = {"users": len(user_ids), "items": len(item_ids), "events": int(counts.sum())}
+    files.write_header(folder, digest, flags, about, meta)
+    return digest
 
 
 def _kind(table: ParquetTable, mapping: ColumnMapping, block: int) -> _Kind:

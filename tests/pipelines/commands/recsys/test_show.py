@@ -14,6 +14,7 @@ from pipelines.steps.release import Released
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking.registry import Registered
 from recsys.config import RecsysConfig
+from recsys.task import RECSYS
 
 
 def row(method, low=None, high=None):
@@ -94,8 +95,8 @@ def test_epochs_that_are_told_twice_are_shown_once(capsys):
 
 
 def test_what_methods_are_shown_against_is_measured_and_known():
-    assert recsys_cli._with(["duet"], "item_knn") == ["duet", "item_knn"]
-    assert recsys_cli._with([], "item_knn") == [], "all methods"
-    assert recsys_cli._with(["duet"], "") == ["duet"]
+    assert task._with(RECSYS, ["duet"], "item_knn") == ["duet", "item_knn"]
+    assert task._with(RECSYS, [], "item_knn") == [], "all methods"
+    assert task._with(RECSYS, ["duet"], "") == ["duet"]
     with pytest.raises(ConfigError, match="unknown method 'item_kn': did you mean 'item_knn'"):
-        recsys_cli._with([], "item_kn")
+        task._with(RECSYS, [], "item_kn")
