@@ -41,7 +41,7 @@ def compile_graph(module: nn.Module, example: Mapping[str, Tensor], outputs: lis
             dynamic_shapes={name: {0: rows} if name in free else None for name in example},
         )
     assert program is not None
-    graph = program.model_proto
+    graph = without_traces(program.model_proto)
     for entry in graph.graph.input:
         if entry.name in free and entry.type.tensor_type.shape.dim[0].HasField("dim_value"):
             raise MismatchError(
@@ -49,3 +49,10 @@ def compile_graph(module: nn.Module, example: Mapping[str, Tensor], outputs: lis
                 "needed: this host or editor uses the number of rows as a constant"
             )
     return graph
+
+
+def without_traces(model: Any) -> Any:
+    """``model``, a message of ONNX, without the exporter's notes: each of its nodes tells where the sources lie on this machine."""
+    for holder in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del holder.metadata_props[:]
+    return model

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from persona.adaptive import AdaptiveLayers
 from persona.bounds import Bound
+from persona.compiling import without_traces
 from persona.device.bundle import (
     ADAPTIVE,
     BANK,
@@ -170,7 +171,7 @@ def onnx_graph(model: DeviceModel, *, fixed: bool = False) -> bytes:
             exported, dynamo=True, verbose=False, input_names=names, output_names=list(model.outputs)
         )
     assert program is not None
-    graph: bytes = program.model_proto.SerializeToString()
+    graph: bytes = without_traces(program.model_proto).SerializeToString()
     return graph
 
 
