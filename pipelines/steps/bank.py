@@ -179,7 +179,7 @@ def refine(
         seen: contexts that the refinement rests on.
         limits: how far prototypes may move.
         decide: the child against its parent, on data that may decide; ``None`` where there is none, and the child is served.
-        report: the child on the test part, called when everything is decided; logs its snapshot.
+        report: the child on what did not decide, called when everything is decided; logs its snapshot.
         where: what decides, in words.
     """
     bank: PrototypeBank = parent.bank
@@ -193,7 +193,7 @@ def refine(
     changes = {**decided.changes, **reported.changes}
     tracking.log_json(told | {"changes": {k: v.as_dict() for k, v in changes.items()}}, "refinement.json")
     version = _refined(task, child, refinement, seen, decided, where, served)
-    version = replace(version, metrics={**version.metrics, **reported.metrics})
+    version = replace(version, metrics={**version.metrics, **reported.metrics}, tags={**version.tags, **reported.tags})
     tracking.log_metrics_batch(version.metrics)
     registered = register_bank(task.banks, version, candidate=served)
     if served:

@@ -25,6 +25,8 @@ from recsys.task import RECSYS
 
 # Rows on which two versions are compared after a window, at most.
 COMPARED_ROWS = 20_000
+# Users are halved at random, by this seed: one half decides whether a version is served, the other half tells how good it is.
+HALVES, DECIDING = 71, 0
 
 
 def refine(
@@ -39,7 +41,8 @@ def refine(
 ) -> bank.Banked:
     """Refine the bank at the head of the lineage with the edits of new events: no labels, no gradients.
 
-    The new version is compared with its parent on the new events (see ``pipelines.steps.bank.refine``). Where workers collected
+    The new events of one half of the users decide whether the new version is served (see ``pipelines.steps.bank.refine``), those of
+    the other half tell how it compares with its parent. Where workers collected
     the ``statistics``, the events need not be given; if they are, they only serve to compare.
 
     Args:
@@ -68,8 +71,8 @@ def refine(
             assert found is not None
             merged = of_window(parent, parent.bank, found)
         tracking.log_params({f"refine.{name}": value for name, value in asdict(limits).items()} | merged.window)
-        decide = None if found is None else partial(_on_window, found, parent)
-        report, where = partial(_on_test, work), "the new events"
+        decide = None if found is None else partial(_on_half, found, parent, DECIDING)
+        report, where = partial(_reported, work, found, parent), "the new events of half of the users"
         return bank.refine(RECSYS, parent, lineage, merged, limits, decide=decide, report=report, where=where)
 
 
@@ -87,9 +90,12 @@ def _to_refine(work: Workspace) -> tuple[Release, Lineage]:
     return recommender.with_bank(head), lineage
 
 
-def _on_window(window: Window, parent: Release, child: Release) -> bank.Compared:
-    """Child against parent and host on the new events, prototypes alone."""
+def _on_half(window: Window, parent: Release, half: int, child: Release) -> bank.Compared:
+    """Child against parent and host on the new events of every other user, prototypes alone."""
     rows = window.targets()
+    users = window.data.user_of(rows)
+    order = np.random.default_rng(HALVES).permutation(window.data.n_users)
+    rows = rows[order[users] % 2 == half]
     if len(np.unique(window.data.user_of(rows))) < 2:
         return bank.Compared()
     settings = child.info.get("settings", {})
@@ -105,15 +111,17 @@ def _on_window(window: Window, parent: Release, child: Release) -> bank.Compared
     assert child.bank is not None
     measured = RECSYS.levels(None, evaluation, child.model, child.bank, (REFERENCE, ALONE))
     old = RECSYS.levels(None, evaluation, child.model, parent.bank, (ALONE,))[ALONE]
-    return bank.compared(RECSYS, measured, old, {ALONE: "window"})
+    return bank.compared(RECSYS, measured, old, {ALONE: "deciding" if half == DECIDING else "window"})
 
 
-def _on_test(work: Workspace, child: Release) -> bank.Compared:
-    """The snapshot of a version on the test rows that the bundle was released with, so that any two can be compared."""
+def _reported(work: Workspace, window: Window | None, parent: Release, child: Release) -> bank.Compared:
+    """The version on the new events of the users who did not decide; and its snapshot, by which any two versions are compared.
+
+    The snapshot is taken on the test rows that the bundle was released with.
+    """
     settings = child.info.get("settings")
-    if settings is None or not work.prepared.exists():
-        return bank.Compared()
-    data = work.data(RECSYS)
-    if data.digest == child.info.get("data_digest"):
-        bank.on_test(RECSYS, RECSYS.problem(data, RecsysConfig.from_dict(settings)), child, None)
-    return bank.Compared()
+    if settings is not None and work.prepared.exists():
+        data = work.data(RECSYS)
+        if data.digest == child.info.get("data_digest"):
+            bank.on_test(RECSYS, RECSYS.problem(data, RecsysConfig.from_dict(settings)), child, None)
+    return bank.Compared() if window is None else _on_half(window, parent, 1 - DECIDING, child)

@@ -151,7 +151,7 @@ def refined(refined: Banked, out: console.Output) -> None:
         if key in refined.metrics:
             low, high = refined.metrics[f"{key}_low"], refined.metrics[f"{key}_high"]
             out.say(
-                f"{name} on these events against its parent: {refined.metrics[key]:+z.4f} [{low:+z.4f}, {high:+z.4f}]"
+                f"{name} against its parent, on events of users who did not decide: {refined.metrics[key]:+z.4f} [{low:+z.4f}, {high:+z.4f}]"
             )
     out.say(
         f"Version {refined.version[:12]} of {refined.parent[:12]}: {refined.k} prototypes, {report['moved_users']:,} users "
