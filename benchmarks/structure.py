@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOMS = ("persona", "recsys", "vision", "pipelines")
-BLOCK = 6  # lines that make a repeated block
+BLOCK = 6  # lines that make a repeated block,
+DISTINCT = 5  # if so many of them differ: lists of names repeat nothing
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -125,7 +126,9 @@ def repeated(known: dict[str, Path]) -> list[tuple[str, str]]:
         if task:
             lines = _shapes(file.read_text(encoding="utf-8"))
             for start in range(len(lines) - BLOCK + 1):
-                seen[task][tuple(lines[start : start + BLOCK])].add(name)
+                block = tuple(lines[start : start + BLOCK])
+                if len(set(block)) >= DISTINCT:
+                    seen[task][block].add(name)
     shared = seen["recsys"].keys() & seen["vision"].keys()
     return sorted({(a, b) for block in shared for a in seen["recsys"][block] for b in seen["vision"][block]})
 
