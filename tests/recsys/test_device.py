@@ -70,8 +70,10 @@ def test_a_batch_that_stays_behind_is_noticed():
 def test_evaluation_asks_where_the_model_lies_and_answers_on_the_cpu(kind):
     problem = Problem(walks(20), replace(SMALL, host=kind, device="cpu"))
     model = model_of(problem, edited=True).eval()
+    with problem.reporting():
+        test = problem.test
     rows = torch.arange(4)
-    context, candidates = problem.test.contexts.index_select(rows), problem.test.candidates[rows]
+    context, candidates = test.contexts.index_select(rows), test.candidates[rows]
     with torch.no_grad(), fake_card() as card:
         card.holds(model)
         asked = Part((card.fake(context), card.fake(candidates)), Rows(0, 4, 4), 1.0).to(CARD).batch
@@ -86,7 +88,9 @@ def test_on_the_cpu_nothing_has_changed(kind):
     problem.base_host()
     trained = train_held_back(problem)
     losses = [[e["loss"].hex() for e in r.history] for r in (problem.trainings.results["host"], trained.result)]
-    assert [*losses, float(problem.test.run(trained.scorer).summary["uauc"]).hex()] == RECORDED[kind]
+    with problem.reporting():
+        test = problem.test
+    assert [*losses, float(test.run(trained.scorer).summary["uauc"]).hex()] == RECORDED[kind]
 
 
 def test_bf16_trains_in_float32_parameters_and_losses():
@@ -113,10 +117,12 @@ def test_a_card_trains_resumes_and_packs_what_the_cpu_loads(kind, tmp_path):
     assert losses[-1] < losses[0]
     again = train_held_back(Problem(walks(), config, folder=tmp_path / "whole"))
     assert again.result == trained.result, "the checkpoint is taken up"
-    summary = problem.test.run(model).summary
+    with problem.reporting():
+        test = problem.test
+    summary = test.run(model).summary
     data = problem.data
     Release(model, data.item_ids.to_list()).save(tmp_path / "bundle")
     loaded = Release.load(tmp_path / "bundle").model
     assert loaded.host.device.type == "cpu"
     assert loaded.host.digest() == model.host.digest()
-    assert problem.test.run(loaded).summary == pytest.approx(summary, abs=0.02)
+    assert test.run(loaded).summary == pytest.approx(summary, abs=0.02)
