@@ -54,11 +54,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 1024,
         "sequences": True,
         "monitor": "ndcg_10",
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
     },
 }
 # Of the modern one, where candidates are scored one by one, or a table is looked up in pieces: rows with negatives of their own.
-BY_ROWS = {"loss": "sampled_softmax", "negatives": 32, "sequences": False}
+BY_ROWS = {"loss": "sampled_softmax", "negatives": 32, "sequences": False, "learning_rate": 1e-3}
 
 
 def recipe(preset: str, host: str, table_optimizer: str = "adam") -> dict[str, Any]:
@@ -130,7 +130,7 @@ class RecsysConfig(Settings):
     epochs: int = 60
     patience: int = 5
     min_epochs: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     editor_learning_rate: float = 1e-3
     weight_decay: float = 0.0
     dim: int = 0

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from persona.errors import ConfigError
 
-# Scores made at a time by the softmax over all items: 16 MB of them, whatever the batch and the catalogue.
-SCORES = 1 << 22
+# Scores made at a time by the softmax over all items: 2 MB of them, which stay in the cache.
+SCORES = 1 << 19
 
 
 def bce(logits: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -55,16 +55,17 @@ class _Softmax(torch.autograd.Function):
         item_gradient = torch.zeros_like(items) if of_items else None
         total = users.new_zeros(())
         for rows in torch.split(torch.arange(len(users), device=users.device), max(1, SCORES // len(items))):
-            block, chosen = users[rows], targets[rows].unsqueeze(1)
+            block, chosen = users[rows], targets[rows]
             scores = block @ items.T
-            norm = scores.logsumexp(1, keepdim=True)
-            total += (norm - scores.gather(1, chosen)).sum()
-            # The derivative by the scores: what the softmax gives each item, less 1 for the target.
-            scores.sub_(norm).exp_().scatter_add_(1, chosen, scores.new_full(chosen.shape, -1.0))
+            most, own = scores.amax(1, keepdim=True), scores.gather(1, chosen.unsqueeze(1))
+            mass = scores.sub_(most).exp_().sum(1, keepdim=True)
+            total += (most + mass.log() - own).sum()
+            # The derivative by the scores is what the softmax gives each item, scores / mass, less 1 for the target. Both are
+            # brought in on the narrow side of the products.
             if user_gradient is not None:
-                user_gradient[rows] = scores @ items
+                user_gradient[rows] = (scores @ items).div_(mass).sub_(items[chosen])
             if item_gradient is not None:
-                item_gradient.addmm_(scores.T, block)
+                item_gradient.addmm_(scores.T, block / mass).index_add_(0, chosen, block, alpha=-1)
         count = max(1, len(users))
         ctx.gradients = [None if g is None else g.div_(count) for g in (user_gradient, item_gradient)]
         return total / count
