@@ -139,9 +139,13 @@ class Prototypes(Policy):
         return self._read[1]
 
     def unexplained(self, window: Window) -> float:
-        """Share of the energy of the window's edits that its nearest prototypes miss: sum ||E - P||^2 / sum ||E||^2."""
+        """Share of the energy of the window's edits that its nearest prototypes miss: sum ||E - P||^2 / sum ||E||^2.
+
+        Of an editor that changes nothing there is nothing to miss.
+        """
         codes = self.codes(window)
-        return float(self.server.energy(codes, "prototype")[1].sum() / self.server.energy(codes, "host")[1].sum())
+        whole = float(self.server.energy(codes, "host")[1].sum())
+        return float(self.server.energy(codes, "prototype")[1].sum()) / whole if whole > 0 else 0.0
 
 
 class Refined(Prototypes):

@@ -12,6 +12,7 @@ from persona.errors import ConfigError, DataError
 from persona.methods import adaptive_bytes, all_bytes
 from persona.prototypes import BankConfig, RefineConfig
 from recsys.methods import Problem, train_method
+from recsys.personalised import Personalised
 from recsys.prototypes import fit_bank
 from recsys.replay import (
     METRICS,
@@ -310,3 +311,12 @@ def test_the_shift_lies_inside_the_stream(problem, model, bank):
         ReplayConfig(windows=10, shift=10)
     with pytest.raises(ConfigError, match="only 2"):
         replay(problem, model, bank, ReplayConfig(days=0.002, shift=5))
+
+
+def test_an_editor_that_changes_nothing_leaves_nothing_unexplained(problem):
+    plain = problem.early_host()
+    idle = Personalised(plain, problem.new_editor(plain), fixed_host=True).eval()
+    bank = fit_bank(problem, idle, BankConfig(k=2, specialise=False)).bank
+    with problem.reporting():
+        window = SimpleNamespace(evaluation=problem.test)
+    assert rules.Prototypes(idle, bank).unexplained(window) == 0.0
