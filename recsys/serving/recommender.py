@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona.answering import Contexts, Plan, check_level, plan
-from persona.bundles import check_tables, compiled_now, read_compiled
+from persona.bundles import answering, check_tables, fitting
 from persona.cloud import EditTables
-from persona.errors import ConfigError, FormatError, PersonaError
-from persona.task import later
+from persona.errors import ConfigError
 from recsys.serving.bundle import HEADER_OF, Vocabulary, read_vocabulary
 from recsys.serving.graphs import RANK, CompiledModel
 from recsys.serving.index import EXACT, IndexConfig
@@ -154,16 +153,10 @@ class Recommender:
         """
         folder = Path(folder)
         header = HEADER_OF.read(folder)
-        files = read_compiled(folder, header, RANK)
-        if files is None:
-            files = compiled_now(folder, later("recsys.serving.release:Release.load"), "recsys")
+        files = answering(folder, header, RANK, "recsys")
         vocabulary = read_vocabulary(folder, header["items_digest"])
-        try:
+        with fitting(folder):
             model = CompiledModel(files, int(header["host"]["max_length"]), index)
-        except PersonaError:
-            raise
-        except Exception as error:  # onnxruntime raises many kinds, and a damaged header lacks any key
-            raise FormatError(f"{folder} does not fit together ({type(error).__name__}): release it again") from error
         check_tables(folder, header["host_digest"], header.get("bank_version"), model.tables)
         return cls(model, vocabulary, header["host_digest"])
 

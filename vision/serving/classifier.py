@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona.answering import HOST, Contexts, check_level, plan
-from persona.bundles import check_tables, compiled_now, read_compiled
+from persona.bundles import HOST as HOST_FILE
+from persona.bundles import answering, check_tables, fitting
 from persona.cloud import EditTables
-from persona.errors import ConfigError, DataError, FormatError, MismatchError, PersonaError
-from persona.task import later
+from persona.errors import ConfigError, DataError, MismatchError
 from vision.data.sources.decode import UnreadableImage, decode
 from vision.serving.bundle import CONTEXT_IMAGES, HEADER_OF
-from vision.serving.bundle import HOST as HOST_FILE
 from vision.serving.graphs import BODY, CompiledModel, softmax
 
 
@@ -104,17 +103,11 @@ class Classifier:
         """
         folder = Path(folder)
         header = HEADER_OF.read(folder)
-        files = read_compiled(folder, header, BODY)
-        if files is None:
-            files = compiled_now(folder, later("vision.serving.release:Release.load"), "vision")
-        try:
+        files = answering(folder, header, BODY, "vision")
+        with fitting(folder):
             host = str(header["digests"][HOST_FILE])
             context = int(header["info"].get("settings", {}).get("context_images", CONTEXT_IMAGES))
             made = cls(CompiledModel(files), header["classes"], tuple(header["image_shape"]), host, context)
-        except PersonaError:
-            raise
-        except Exception as error:  # onnxruntime raises many kinds, and a damaged header lacks any key
-            raise FormatError(f"{folder} does not fit together ({type(error).__name__}): release it again") from error
         check_tables(folder, host, header["bank_version"], made.tables)
         return made
 

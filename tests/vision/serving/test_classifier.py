@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from persona.answering import NO_BANK, NO_EDITOR
+from persona.bundles import EDITOR
 from persona.errors import ConfigError, DataError, FormatError, MismatchError
 from persona.prototypes import fit_bank, receive
 from persona.storage import save_tensors
@@ -16,7 +17,7 @@ from vision.config import VisionConfig
 from vision.methods import Problem
 from vision.personalised import Personalised
 from vision.prototypes import window_codes, window_statistics
-from vision.serving.bundle import EDITOR, HEADER
+from vision.serving.bundle import HEADER
 from vision.serving.classifier import Classifier
 from vision.serving.graphs import TABLES
 from vision.serving.release import Release
