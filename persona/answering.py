@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona.cloud import Chosen, EditTables
-from persona.errors import ConfigError, nearest
+from persona.errors import check_known
 from persona.wire import LEVELS, NOT_FINITE
 
 HOST = "host"
@@ -89,8 +89,7 @@ def check_level(level: str) -> None:
     Raises:
         ConfigError: unknown level.
     """
-    if level not in LEVELS:
-        raise ConfigError(f"unknown level {level!r}: {nearest(level, LEVELS)}")
+    check_known("level", level, LEVELS)
 
 
 def lacking(tables: EditTables | None, level: str) -> str:

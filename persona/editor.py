@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from persona.bounds import Bound
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit, LayerSpec
-from persona.errors import ConfigError, FormatError, MismatchError, PersonaError, nearest
+from persona.errors import ConfigError, FormatError, MismatchError, PersonaError, check_known
 from persona.storage import digest_json, digest_tensors, load_tensors, read_json, save_tensors, write_json
 from persona.transfer import TRANSFERS, make_transfer
 from persona.wire import BOUNDS
@@ -60,9 +60,7 @@ class EditorConfig:
 
     def __post_init__(self) -> None:
         for name, known in (("transfer", TRANSFERS), ("head", HEADS), ("bound", BOUNDS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"unknown {name} {value!r}: {nearest(value, known)}")
+            check_known(name, getattr(self, name), known)
         for name in ("context_dim", "width", "rank", "tau"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"the editor's {name} is {getattr(self, name)}, but it has to be positive")
@@ -76,8 +74,7 @@ class EditorConfig:
         """Inverse of ``as_dict``; an unknown name is refused."""
         known = {f.name for f in fields(cls)}
         for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown editor setting {name!r}: {nearest(name, known)}")
+            check_known("editor setting", name, known)
         return cls(**values)
 
 

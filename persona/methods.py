@@ -21,7 +21,7 @@ from torch import nn
 
 from persona.comparison import Measured
 from persona.editor import ParameterEditor
-from persona.errors import ConfigError, nearest
+from persona.errors import check_known
 from persona.prototypes import HeadMetric, Server
 from persona.prototypes.fitted_format import load_fitted, save_fitted
 from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank, LevelScore, fit_editor_bank
@@ -217,8 +217,7 @@ def train_method(name: str, problem: ProblemT, methods: Mapping[str, Method[Prob
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in methods:
-        raise ConfigError(f"unknown method {name!r}: {nearest(name, methods)}")
+    check_known("method", name, methods)
     return methods[name](problem)
 
 

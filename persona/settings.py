@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_known
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
     from persona.editor import EditorConfig
@@ -103,6 +103,45 @@ class Settings:
         """
         known = {f.name for f in fields(cls)}
         for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
+            check_known("setting", name, known)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """Base of what a host is built from, a frozen dataclass.
+
+    Attributes:
+        required: fields without a default.
+    """
+
+    required: ClassVar[tuple[str, ...]]
+
+    def check_integer(self, name: str, least: int) -> None:
+        """Refuse a setting that is no whole number from ``least`` up.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} has to be a whole number from {least} up, not {value!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON values; ``from_dict`` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The settings of ``as_dict``.
+
+        Raises:
+            ConfigError: a setting is unknown, missing or out of its range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            check_known("host setting", name, known)
+        for name in cls.required:
+            if name not in values:
+                raise ConfigError(f"the host setting {name!r} is missing: add it")
         return cls(**values)

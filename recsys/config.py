@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_each, check_known, nearest
 from persona.settings import PROCESSOR_SETTINGS, Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
@@ -173,14 +173,12 @@ class RecsysConfig(Settings):
     def __post_init__(self) -> None:
         self.check_types()
         self.check_device()
-        if self.mode not in MODES:
-            raise ConfigError(f"unknown mode {self.mode!r}: {nearest(self.mode, MODES)}")
+        check_known("mode", self.mode, MODES)
         self._check_protocol()
         for name in ("hold_back", "edit_dropout"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it is a share between 0 and 1")
-        if self.validation_events < 1:
-            raise ConfigError(f"validation_events is {self.validation_events}, but it has to be at least 1")
+        check_each(self, ["validation_events"], 1)
         self._check_table()
         # The parts check themselves; here they are built once, so that a wrong setting is named before any work.
         self.host_config(n_items=2)
@@ -194,8 +192,7 @@ class RecsysConfig(Settings):
         from recsys.data.protocols import PROTOCOLS
         from recsys.metrics import CUTOFFS
 
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"unknown protocol {self.protocol!r}: {nearest(self.protocol, PROTOCOLS)}")
+        check_known("protocol", self.protocol, PROTOCOLS)
         ranking = ["mrr", *(f"{name}_{k}" for name in ("ndcg", "hr") for k in CUTOFFS)]
         # Larger has to be better, so logloss is none of them.
         monitors = ranking if self.protocol == "full" else ["auc", "uauc", *ranking]
@@ -206,10 +203,7 @@ class RecsysConfig(Settings):
 
     def _check_table(self) -> None:
         """How the table learns, and that what is asked for besides goes with it."""
-        if self.table_optimizer not in TABLE_OPTIMIZERS:
-            raise ConfigError(
-                f"unknown table optimizer {self.table_optimizer!r}: {nearest(self.table_optimizer, TABLE_OPTIMIZERS)}"
-            )
+        check_known("table optimizer", self.table_optimizer, TABLE_OPTIMIZERS)
         if not self.table_learning_rate > 0:
             raise ConfigError(f"table_learning_rate is {self.table_learning_rate}, but it has to be positive")
         if self.loss == "softmax" and (self.host == "din" or self.table_optimizer != "adam"):

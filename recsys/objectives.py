@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_each, check_known
 from persona.training.objective import Part
 from persona.training.ranks import Ranks
 from recsys import losses
@@ -63,11 +63,8 @@ class LossConfig:
     monitor: str = "uauc"
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"unknown loss {self.loss!r}: {nearest(self.loss, LOSSES)}")
-        for name in ("negatives", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
+        check_known("loss", self.loss, LOSSES)
+        check_each(self, ("negatives", "batch_size"), 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -125,8 +122,7 @@ class _Objective:
     def validate(self) -> dict[str, float]:
         """The metrics of the protocol."""
         summary = self.validation.run(self.model).summary
-        if self.config.monitor not in summary:
-            raise ConfigError(f"unknown metric {self.config.monitor!r}: {nearest(self.config.monitor, summary)}")
+        check_known("metric", self.config.monitor, summary)
         return summary
 
 

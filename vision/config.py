@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_each, check_known
 from persona.settings import Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
@@ -140,15 +140,12 @@ class VisionConfig(Settings):
         self.check_device()
         kinds = (("mode", MODES), ("context", CONTEXTS), ("monitor", MONITORS), ("learns", LEARNS))
         for name, known in kinds:
-            if getattr(self, name) not in known:
-                raise ConfigError(f"unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
+            check_known(name, getattr(self, name), known)
         if self.learns == "classifier" and not self.weights:
             raise ConfigError("only the classifier of the host learns, but no weights are given: give --weights")
         if not 0 < self.edit_dropout < 1:
             raise ConfigError(f"edit_dropout is {self.edit_dropout}, but it is a share between 0 and 1")
-        for name in ("prototypes", "validation_devices"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
+        check_each(self, ("prototypes", "validation_devices"), 1)
         if self.shifts < 0 or (self.shifts and self.adaptive != "classifier"):
             raise ConfigError(
                 f"shifts is {self.shifts} and adaptive {self.adaptive}, but simulated shifts are counted from 0 up and are made "

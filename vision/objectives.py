@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from persona.errors import ConfigError, DataError
+from persona.errors import DataError, check_each
 from persona.torch_device import moved
 from vision.data.images import DeviceImages
 from vision.evaluation import Evaluation
@@ -50,9 +50,7 @@ class LossConfig:
     monitor: str = "accuracy"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "devices", "context", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
+        check_each(self, ("batch_size", "devices", "context", "steps"), 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
