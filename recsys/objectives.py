@@ -10,8 +10,7 @@ Shapes: B rows, T positions, C candidates, N negatives, P targets of a batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,10 +64,6 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_known("loss", self.loss, LOSSES)
         check_each(self, ("negatives", "batch_size"), 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items: int) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: N images, B devices, n images of a window, C channels, H height, W width
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,10 +51,6 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_each(self, ("batch_size", "devices", "context", "steps"), 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
