@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,23 @@ class Plan:
         if not np.isfinite(distance):
             return level, reason, None, None, norm
         return level, reason, nearest_one, distance, norm
+
+
+class Answering:
+    """What every task answers with: a compiled ``model`` and the tables that it holds."""
+
+    model: Any
+
+    @property
+    def tables(self) -> EditTables | None:
+        """Prototypes and levels; ``None`` for a host alone."""
+        tables: EditTables | None = self.model.tables
+        return tables
+
+    @property
+    def bank(self) -> str:
+        """Version of the prototype bank, empty without one."""
+        return "" if self.tables is None else self.tables.bank
 
 
 def check_level(level: str) -> None:

@@ -73,6 +73,29 @@ class BundleFormat:
             raise FormatError(f"{path} lacks {min(missing)!r}: {self.again}")
         return found
 
+    def answering(self, folder: Path, needed: str, task: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The header of a bundle and its compiled files; made now, by torch, where an earlier release left them out.
+
+        Args:
+            folder: of the bundle.
+            needed: name of the file that every compiled bundle has.
+            task: whose bundle it is.
+
+        Raises:
+            DataError: there is no bundle, or it was never compiled and torch is not installed.
+            FormatError: a file is missing or damaged.
+        """
+        header = self.read(folder)
+        files = read_compiled(folder, header, needed)
+        if files is None:
+            try:
+                files = dict(found_at(f"{task}.serving.release:Release.load")(folder).compiled_files)
+            except ModuleNotFoundError as error:
+                raise DataError(
+                    f"{folder} was released without its compiled form: run `persona {task} release` again"
+                ) from error
+        return header, files
+
 
 def load_state(module: nn.Module, path: Path, host: str, digest: str) -> None:
     """Fill ``module`` with the parameters of this ``digest``, which belong to the host with the digest ``host``.
@@ -158,31 +181,6 @@ def read_compiled(folder: Path, header: Mapping[str, Any], needed: str) -> dict[
     if needed not in files:
         raise FormatError(f"{folder} lacks the graph {needed}: fetch the bundle again")
     return files
-
-
-def answering(folder: Path, header: Mapping[str, Any], needed: str, task: str) -> dict[str, bytes]:
-    """The compiled files of a bundle; made now, by torch, where an earlier release left them out.
-
-    Args:
-        folder: of the bundle.
-        header: of the bundle.
-        needed: name of the file that every compiled bundle has.
-        task: whose bundle it is.
-
-    Raises:
-        DataError: they were left out, and torch is not installed.
-        FormatError: a file is missing or damaged.
-    """
-    files = read_compiled(folder, header, needed)
-    if files is not None:
-        return files
-    try:
-        made: dict[str, bytes] = found_at(f"{task}.serving.release:Release.load")(folder).compiled_files
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"{folder} was released without its compiled form: run `persona {task} release` again"
-        ) from error
-    return made
 
 
 @contextmanager

@@ -13,7 +13,8 @@ if TYPE_CHECKING:  # the command line reads the settings without waiting for tor
     from persona.editor import EditorConfig
 
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-_OF_EDITOR = ("width", "transfer", "head", "rank", "bound", "tau")
+# Those of an ``EditorConfig``.
+EDITOR_SHAPE = ("transfer", "head", "rank", "bound", "tau", "width")
 # Where and how exactly torch computes. With their defaults these are in no record, so that what was recorded before there were
 # any stays what it is; and no training is another one for the device that it ran on.
 PROCESSOR_SETTINGS = ("device", "precision")
@@ -26,6 +27,12 @@ class Settings:
     Among the fields are ``mode``, ``device``, ``precision``, and those of an ``EditorConfig`` under the same names.
 
     Attributes:
+        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
+        head: ``full`` or ``low_rank``.
+        rank: of the low-rank head.
+        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
+        tau: radius of the bound in units of the layer's root-mean-square weight.
+        width: of the editing codes.
         editor_names: fields that only what has an editor depends on: hosts are shared between settings that differ here.
         quiet_names: fields that are in no record while they have their defaults.
     """
@@ -60,7 +67,7 @@ class Settings:
         """The editor's settings for a host."""
         from persona.editor import EditorConfig
 
-        return EditorConfig(context_dim=context_dim, **{name: getattr(self, name) for name in _OF_EDITOR})
+        return EditorConfig(context_dim=context_dim, **{name: getattr(self, name) for name in EDITOR_SHAPE})
 
     def host_settings(self) -> dict[str, Any]:
         """What a trained host depends on."""

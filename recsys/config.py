@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from persona.errors import ConfigError, check_each, check_known, nearest
-from persona.settings import PROCESSOR_SETTINGS, Settings
+from persona.settings import EDITOR_SHAPE, PROCESSOR_SETTINGS, Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
     from persona.training.objective import FitConfig
@@ -23,16 +23,7 @@ TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
 HOLD_BACK = ("auto", "held_back", "cross_fitted")
 MODES = (*HOLD_BACK, "joint", "generated", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
-EDITOR_SETTINGS = (
-    "editor_learning_rate",
-    "edit_dropout",
-    "transfer",
-    "head",
-    "rank",
-    "bound",
-    "tau",
-    "width",
-)
+EDITOR_SETTINGS = ("editor_learning_rate", "edit_dropout", *EDITOR_SHAPE)
 # What large tables and many processes need. With their defaults these are in no record, so that what was recorded before there
 # were any stays what it is.
 SCALE_SETTINGS = ("table_optimizer", "table_learning_rate", "checkpoint_steps")
@@ -69,7 +60,7 @@ def recipe(preset: str, host: str, table_optimizer: str = "adam") -> dict[str, A
 
 @dataclass(frozen=True, init=False)
 class RecsysConfig(Settings):
-    """Settings of one protocol, host and seed.
+    """Settings of one protocol, host and seed; those of the editor's form are described in the base.
 
     Attributes:
         protocol: ``paper``, ``full`` or ``time``.
@@ -97,12 +88,6 @@ class RecsysConfig(Settings):
             rows apart.
         hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
         edit_dropout: share of rows trained without an edit in mode ``joint``.
-        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
-        head: ``full`` or ``low_rank``.
-        rank: of the low-rank head.
-        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
-        tau: radius of the bound in units of the layer's root-mean-square weight.
-        width: of the editing codes.
         validation_events: at most this many events validate an epoch.
         table_optimizer: of the item table: ``adam``, every process with a table of its own, or ``rowwise_adagrad``, fused and
             without gradient clipping, the rows of one table spread over all processes.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from persona.errors import ConfigError, check_each, check_known
-from persona.settings import Settings
+from persona.settings import EDITOR_SHAPE, Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
     from persona.training.objective import FitConfig
@@ -28,12 +28,7 @@ EDITOR_SETTINGS = (
     "editor_patience",
     "editor_learning_rate",
     "edit_dropout",
-    "transfer",
-    "head",
-    "rank",
-    "bound",
-    "tau",
-    "width",
+    *EDITOR_SHAPE,
     "shifts",
     "prototypes",
 )
@@ -41,7 +36,7 @@ EDITOR_SETTINGS = (
 
 @dataclass(frozen=True)
 class VisionConfig(Settings):
-    """Settings of one split, host and seed.
+    """Settings of one split, host and seed; those of the editor's form are described in the base.
 
     Attributes:
         host_groups: populations that the host learns from, separated by commas; empty for all.
@@ -75,12 +70,6 @@ class VisionConfig(Settings):
         editor_patience: likewise, as ``patience``.
         editor_learning_rate: of Adam, for editors.
         edit_dropout: share of windows trained without an edit in mode ``joint``.
-        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
-        head: ``full`` or ``low_rank``.
-        rank: of the low-rank head.
-        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
-        tau: radius of the bound in units of the layer's root-mean-square weight.
-        width: of the editing codes.
         shifts: copies of the editor's devices under simulated photometric shifts that it learns from as well.
         prototypes: K, at most.
         validation_devices: at most this many devices validate an epoch.
