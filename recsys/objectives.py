@@ -75,10 +75,11 @@ def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items:
     return losses.bce(torch.cat([positive.unsqueeze(-1), negatives], dim=-1))
 
 
+@dataclass(eq=False, repr=False)
 class _Objective:
     """A model, the events it learns from, and held-out rows that select the epoch.
 
-    Args:
+    Attributes:
         model: host, or host with editor.
         data: the events.
         positions: (R,) events to learn from.
@@ -88,26 +89,23 @@ class _Objective:
         reference: what a training from scratch has to beat on ``validation`` before it may stop.
     """
 
-    def __init__(
-        self,
-        model: Personalised,
-        data: SequenceData,
-        positions: Int64Array,
-        validation: Evaluation,
-        config: LossConfig,
-        seed: int,
-        reference: float | None = None,
-    ) -> None:
-        self.model, self.data, self.positions = model, data, positions
-        self.validation, self.config, self.seed, self.reference = validation, config, seed, reference
+    model: Personalised
+    data: SequenceData
+    positions: Int64Array
+    validation: Evaluation
+    config: LossConfig
+    seed: int
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
         self.competitors: Competitors | None = None
-        if config.loss == "softmax":
-            if not isinstance(model.host, SequentialHost):
+        if self.config.loss == "softmax":
+            if not isinstance(self.model.host, SequentialHost):
                 raise ConfigError(
-                    f"{model.host.config.kind} scores every candidate by itself, so that a softmax over the catalogue would "
+                    f"{self.model.host.config.kind} scores every candidate by itself, so that a softmax over the catalogue would "
                     "take too long: choose --loss sampled_softmax"
                 )
-            self.competitors = Competitors(seen_counts(data, positions), config.negatives)
+            self.competitors = Competitors(seen_counts(self.data, self.positions), self.config.negatives)
 
     @property
     def monitor(self) -> str:
@@ -235,25 +233,17 @@ class SequenceObjective(_Objective):
         ConfigError: the host scores every candidate by itself and cannot share a state between targets.
     """
 
-    def __init__(
-        self,
-        model: Personalised,
-        data: SequenceData,
-        positions: Int64Array,
-        validation: Evaluation,
-        config: LossConfig,
-        seed: int,
-        reference: float | None = None,
-    ) -> None:
-        super().__init__(model, data, positions, validation, config, seed, reference)
-        if not isinstance(model.host, SequentialHost) or model.editor is not None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        host = self.model.host
+        if not isinstance(host, SequentialHost) or self.model.editor is not None:
             raise ConfigError(
-                f"{model.host.config.kind} with an editor of its own or with attention to the target cannot train whole "
+                f"{host.config.kind} with an editor of its own or with attention to the target cannot train whole "
                 "sequences: use rows (sequences = false)"
             )
-        self.host = model.host
-        self.trained = np.zeros(data.n_events, dtype=bool)
-        self.trained[positions] = True
+        self.host = host
+        self.trained = np.zeros(self.data.n_events, dtype=bool)
+        self.trained[self.positions] = True
 
     def batches(self, epoch: int) -> Iterator[SequenceBatch]:
         """Windows in a new order and at new offsets, with new negatives."""

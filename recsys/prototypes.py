@@ -137,13 +137,7 @@ class PersonalContexts:
 def fit_bank(
     problem: Problem, model: Personalised, settings: BankConfig, notify: Notify = lambda note: None
 ) -> FittedBank:
-    """The bank of a trained model, from the problem's folder if it was fitted before.
-
-    Args:
-        problem: rows and evaluations.
-        model: host and trained editor.
-        settings: how.
-        notify: called with a remark before each part of the work.
+    """The bank of a trained model, from the problem's folder if it was fitted before; ``notify`` hears of each part of the work.
 
     Raises:
         ConfigError: the model has no editor.

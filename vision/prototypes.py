@@ -61,19 +61,11 @@ def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Per
 def fit_bank(
     problem: Problem, model: Personalised, settings: BankConfig, notify: Notify = lambda note: None
 ) -> FittedBank:
-    """The bank of a trained model, from the problem's folder if it was fitted before.
+    """The bank of a trained model, from the problem's folder if it was fitted before; ``notify`` hears of each part of the work.
 
     It stands on the windows of the devices that the editor learned from, and validation devices decide. Prototypes are not trained
-    on their members: each would need validation devices of its own, of which data sets of images have few.
-
-    Args:
-        problem: devices and evaluations.
-        model: host and trained editor.
-        settings: how.
-        notify: called with a remark before each part of the work.
-
-    Raises:
-        ConfigError: the model has no editor.
+    on their members: each would need validation devices of its own, of which data sets of images have few. A model without an
+    editor is a ``ConfigError``.
     """
     editor = methods.editor_of(model)
     windows = problem.evaluation(problem.split.adapt)
