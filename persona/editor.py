@@ -11,10 +11,10 @@ Shapes: B devices, T context length, d_c context width, L adaptive layers, d cod
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from persona.bounds import Bound
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit, LayerSpec
 from persona.errors import ConfigError, FormatError, MismatchError, PersonaError, check_known
+from persona.settings import Record
 from persona.storage import digest_json, digest_tensors, load_tensors, read_json, save_tensors, write_json
 from persona.transfer import TRANSFERS, make_transfer
 from persona.wire import BOUNDS
@@ -31,7 +32,7 @@ FORMAT, FORMAT_VERSION = "editor", 1
 
 
 @dataclass(frozen=True)
-class EditorConfig:
+class EditorConfig(Record):
     """Settings of a ``ParameterEditor``.
 
     Attributes:
@@ -49,6 +50,8 @@ class EditorConfig:
         ConfigError: a setting is unknown or out of range.
     """
 
+    kind_of_field: ClassVar[str] = "editor setting"
+
     context_dim: int
     width: int = 32
     transfer: str = "stacked"
@@ -64,18 +67,6 @@ class EditorConfig:
         for name in ("context_dim", "width", "rank", "tau"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"the editor's {name} is {getattr(self, name)}, but it has to be positive")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
-        """Inverse of ``as_dict``; an unknown name is refused."""
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            check_known("editor setting", name, known)
-        return cls(**values)
 
 
 class FullHead(nn.Module):

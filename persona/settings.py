@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from persona.errors import ConfigError, check_known
@@ -21,7 +21,47 @@ PROCESSOR_SETTINGS = ("device", "precision")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Record:
+    """Base of settings that are kept as JSON, a frozen dataclass.
+
+    Attributes:
+        kind_of_field: what an error calls one of them.
+    """
+
+    kind_of_field: ClassVar[str] = "setting"
+
+    def check_integer(self, name: str, least: int) -> None:
+        """Refuse a setting that is no whole number from ``least`` up.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} has to be a whole number from {least} up, not {value!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``from_dict`` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of ``as_dict``; an unknown name is refused.
+
+        Raises:
+            ConfigError: a name is unknown or missing, or a value is out of its range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            check_known(cls.kind_of_field, name, known)
+        for f in fields(cls):
+            if f.default is MISSING and f.name not in values:
+                raise ConfigError(f"the {cls.kind_of_field} {f.name!r} is missing: add it")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Settings(Record):
     """Base of a task's settings, a frozen dataclass whose fields all have defaults.
 
     Among the fields are ``mode``, ``device``, ``precision``, and those of an ``EditorConfig`` under the same names.
@@ -100,55 +140,3 @@ class Settings:
             ConfigError: as ``from_dict``.
         """
         return cls.from_dict({**before, **new})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of ``as_dict``; an unknown name is refused.
-
-        Raises:
-            ConfigError: a name is unknown, or a value is out of its range.
-        """
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            check_known("setting", name, known)
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class HostSettings:
-    """Base of what a host is built from, a frozen dataclass.
-
-    Attributes:
-        required: fields without a default.
-    """
-
-    required: ClassVar[tuple[str, ...]]
-
-    def check_integer(self, name: str, least: int) -> None:
-        """Refuse a setting that is no whole number from ``least`` up.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} has to be a whole number from {least} up, not {value!r}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values; ``from_dict`` reads them."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The settings of ``as_dict``.
-
-        Raises:
-            ConfigError: a setting is unknown, missing or out of its range.
-        """
-        known = [f.name for f in fields(cls)]
-        for name in values:
-            check_known("host setting", name, known)
-        for name in cls.required:
-            if name not in values:
-                raise ConfigError(f"the host setting {name!r} is missing: add it")
-        return cls(**values)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from persona.errors import ConfigError, check_known
-from persona.settings import HostSettings
+from persona.settings import Record
 
 # "paper" is method.md section 5; "modern" is what today's practice needs: wider, longer, regularised.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -29,7 +29,7 @@ _USED = {"din": {"feed_forward"}, "gru4rec": {"blocks"}, "sasrec": {"heads", "bl
 
 
 @dataclass(frozen=True)
-class HostConfig(HostSettings):
+class HostConfig(Record):
     """What a host is built from.
 
     Attributes:
@@ -49,7 +49,7 @@ class HostConfig(HostSettings):
         ConfigError: a setting is out of its range, or is not one of this kind.
     """
 
-    required: ClassVar[tuple[str, ...]] = ("kind", "n_items")
+    kind_of_field: ClassVar[str] = "host setting"
 
     kind: str
     n_items: int

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from persona.errors import ConfigError, check_known
-from persona.settings import HostSettings
+from persona.settings import Record
 
 TORCHVISION_KINDS = ("mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "shufflenet_v2")
 # The last one needs packages of its own.
@@ -17,7 +17,7 @@ SMALL_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class HostConfig(HostSettings):
+class HostConfig(Record):
     """What a host is built from.
 
     Attributes:
@@ -33,7 +33,7 @@ class HostConfig(HostSettings):
         ConfigError: a setting is out of its range.
     """
 
-    required: ClassVar[tuple[str, ...]] = ("kind", "n_classes")
+    kind_of_field: ClassVar[str] = "host setting"
 
     kind: str
     n_classes: int
