@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from persona.cloud import Chosen, EditTables
-from persona.errors import ConfigError, nearest
+from persona.errors import check_known
 from persona.wire import LEVELS, NOT_FINITE
 
 HOST = "host"
@@ -83,14 +84,30 @@ class Plan:
         return level, reason, nearest_one, distance, norm
 
 
+class Answering:
+    """What every task answers with: a compiled ``model`` and the tables that it holds."""
+
+    model: Any
+
+    @property
+    def tables(self) -> EditTables | None:
+        """Prototypes and levels; ``None`` for a host alone."""
+        tables: EditTables | None = self.model.tables
+        return tables
+
+    @property
+    def bank(self) -> str:
+        """Version of the prototype bank, empty without one."""
+        return "" if self.tables is None else self.tables.bank
+
+
 def check_level(level: str) -> None:
     """Refuse what is no level.
 
     Raises:
         ConfigError: unknown level.
     """
-    if level not in LEVELS:
-        raise ConfigError(f"unknown level {level!r}: {nearest(level, LEVELS)}")
+    check_known("level", level, LEVELS)
 
 
 def lacking(tables: EditTables | None, level: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from persona.edits import Edit, LayerEdit
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_known
 from persona.wire import BOUNDS
 
 # A tanh counts as saturated where its slope is below 1 %: |x| > artanh(sqrt(0.99)).
@@ -37,8 +37,7 @@ class Bound:
     tau: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in BOUNDS:
-            raise ConfigError(f"unknown bound {self.kind!r}: {nearest(self.kind, BOUNDS)}")
+        check_known("bound", self.kind, BOUNDS)
         if not self.tau > 0:
             raise ConfigError(f"the bound's radius tau is {self.tau}, but it has to be positive")
 

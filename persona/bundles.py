@@ -8,13 +8,15 @@ functions that need it, so that a service or a device without it can read the re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona.errors import DataError, FormatError, MismatchError
+from persona.errors import DataError, FormatError, MismatchError, PersonaError
 from persona.storage import digest_tensors, load_tensors, read_json
+from persona.task import found_at
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from persona.prototypes import PrototypeBank
 
 AGAIN = "release the bundle again"
-COMPILED = "compiled"
+# Where the parts lie that bundles of all tasks have.
+HOST, EDITOR, BANK, COMPILED = "host.safetensors", "editor.safetensors", "bank", "compiled"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class BundleFormat:
     Attributes:
         name: its ``format``.
         header: name of the JSON file.
-        entries: what a header has to hold, for every version that can be read.
+        entries: what a header has to hold, for every version that can be read; the latest one is written.
         kind: what an error calls it.
         make: how to get one where there is none.
         again: how to get one that can be read.
@@ -69,6 +72,29 @@ class BundleFormat:
         if missing:
             raise FormatError(f"{path} lacks {min(missing)!r}: {self.again}")
         return found
+
+    def answering(self, folder: Path, needed: str, task: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The header of a bundle and its compiled files; made now, by torch, where an earlier release left them out.
+
+        Args:
+            folder: of the bundle.
+            needed: name of the file that every compiled bundle has.
+            task: whose bundle it is.
+
+        Raises:
+            DataError: there is no bundle, or it was never compiled and torch is not installed.
+            FormatError: a file is missing or damaged.
+        """
+        header = self.read(folder)
+        files = read_compiled(folder, header, needed)
+        if files is None:
+            try:
+                files = dict(found_at(f"{task}.serving.release:Release.load")(folder).compiled_files)
+            except ModuleNotFoundError as error:
+                raise DataError(
+                    f"{folder} was released without its compiled form: run `persona {task} release` again"
+                ) from error
+        return header, files
 
 
 def load_state(module: nn.Module, path: Path, host: str, digest: str) -> None:
@@ -157,19 +183,19 @@ def read_compiled(folder: Path, header: Mapping[str, Any], needed: str) -> dict[
     return files
 
 
-def compiled_now(folder: Path, load: Callable[[Path], Any], task: str) -> dict[str, bytes]:
-    """The compiled files of a bundle that was released without them, made by torch where there is one: ``load`` is a release's.
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """A block that puts the parts of a bundle together.
 
     Raises:
-        DataError: torch is not installed.
+        FormatError: they do not fit: onnxruntime raises many kinds of errors, and a damaged header lacks any key.
     """
     try:
-        files: dict[str, bytes] = load(folder).compiled_files
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"{folder} was released without its compiled form: run `persona {task} release` again"
-        ) from error
-    return files
+        yield
+    except PersonaError:
+        raise
+    except Exception as error:
+        raise FormatError(f"{folder} does not fit together ({type(error).__name__}): release it again") from error
 
 
 def check_tables(folder: Path, host: str, version: str | None, tables: EditTables | None) -> None:

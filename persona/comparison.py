@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from persona.bootstrap import SeedsInterval, paired_bootstrap_over_seeds
-from persona.errors import ConfigError, DataError, nearest
+from persona.errors import ConfigError, DataError, check_known, nearest
 from persona.storage import load_tensors, read_json, save_tensors, write_json
 
 REFERENCE = "host"
@@ -176,8 +176,7 @@ def with_host(methods: Sequence[str], known: Collection[str], rivals: Collection
         ConfigError: a name is unknown.
     """
     for name in methods:
-        if name not in known:
-            raise ConfigError(f"unknown method {name!r}: {nearest(name, known)}")
+        check_known("method", name, known)
     chosen = list(dict.fromkeys(methods)) or list(known)
     if REFERENCE not in chosen:
         chosen.insert(0, REFERENCE)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit
-from persona.errors import ConfigError, FormatError, nearest
+from persona.errors import FormatError, check_known
 from persona.storage import load_tensors, save_tensors, tensors_from_bytes, tensors_to_bytes
 from persona.wire import EDIT_FORMAT, EDIT_VERSION, edit_header
 
@@ -66,8 +66,7 @@ def load_edit(path: Path, host: str | None = None) -> Edit:
 
 
 def _pack(edit: Edit, precision: Precision) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
+    check_known("precision", precision, PRECISIONS)
     tensors: dict[str, Tensor] = {}
     kinds = {}
     for name, layer in edit.layers.items():

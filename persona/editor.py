@@ -11,17 +11,18 @@ Shapes: B devices, T context length, d_c context width, L adaptive layers, d cod
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from persona.bounds import Bound
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit, LayerSpec
-from persona.errors import ConfigError, FormatError, MismatchError, PersonaError, nearest
+from persona.errors import ConfigError, FormatError, MismatchError, PersonaError, check_known
+from persona.settings import Record
 from persona.storage import digest_json, digest_tensors, load_tensors, read_json, save_tensors, write_json
 from persona.transfer import TRANSFERS, make_transfer
 from persona.wire import BOUNDS
@@ -31,7 +32,7 @@ FORMAT, FORMAT_VERSION = "editor", 1
 
 
 @dataclass(frozen=True)
-class EditorConfig:
+class EditorConfig(Record):
     """Settings of a ``ParameterEditor``.
 
     Attributes:
@@ -49,6 +50,8 @@ class EditorConfig:
         ConfigError: a setting is unknown or out of range.
     """
 
+    kind_of_field: ClassVar[str] = "editor setting"
+
     context_dim: int
     width: int = 32
     transfer: str = "stacked"
@@ -60,25 +63,10 @@ class EditorConfig:
 
     def __post_init__(self) -> None:
         for name, known in (("transfer", TRANSFERS), ("head", HEADS), ("bound", BOUNDS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"unknown {name} {value!r}: {nearest(value, known)}")
+            check_known(name, getattr(self, name), known)
         for name in ("context_dim", "width", "rank", "tau"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"the editor's {name} is {getattr(self, name)}, but it has to be positive")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
-        """Inverse of ``as_dict``; an unknown name is refused."""
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown editor setting {name!r}: {nearest(name, known)}")
-        return cls(**values)
 
 
 class FullHead(nn.Module):

@@ -4,8 +4,9 @@ Each carries one clear sentence that says where the fault is and how to mend it.
 exits with ``exit_code``; a server answers 4xx with it. Anything that is not a ``PersonaError`` is a bug.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class PersonaError(Exception):
@@ -42,3 +43,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     listing = f"Known: {', '.join(names)}"
     return f"did you mean {close[0]!r}? {listing}" if close else listing
+
+
+def check_known(what: str, name: Any, known: Collection[Any]) -> None:
+    """Refuse a ``name`` that is none of the ``known`` ones; ``what`` says what it is a name of.
+
+    Raises:
+        ConfigError: it is unknown; the message holds the nearest known one.
+    """
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}: {nearest(str(name), known)}")
+
+
+def check_each(record: object, names: Iterable[str], least: float) -> None:
+    """Refuse attributes of a ``record`` that are below ``least``.
+
+    Raises:
+        ConfigError: one of them is; the message names it.
+    """
+    for name in names:
+        if getattr(record, name) < least:
+            raise ConfigError(f"{name} is {getattr(record, name)}, but it has to be at least {least}")

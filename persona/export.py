@@ -34,7 +34,7 @@ from persona.device.bundle import (
 )
 from persona.device.policy import RequestPolicy
 from persona.edits import DenseEdit, Edit
-from persona.errors import ConfigError, MismatchError, nearest
+from persona.errors import ConfigError, MismatchError, check_known
 from persona.prototypes import PrototypeBank, save_bank
 from persona.storage import atomic_folder, tensors_to_bytes, write_json
 
@@ -133,8 +133,7 @@ def write_device_bundle(model: DeviceModel, folder: Path, form: str = "onnx") ->
         ConfigError: the form is unknown, or ExecuTorch is not installed.
         MismatchError: the bank is of another host.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"unknown format {form!r}: {nearest(form, FORMATS)}")
+    check_known("format", form, FORMATS)
     if model.bank is not None and model.bank.host != model.host:
         raise MismatchError("this prototype bank belongs to another host: export the bank of the host's own release")
     adaptive = tensors_to_bytes(adaptive_weights(model.layers), {"host": model.host})

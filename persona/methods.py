@@ -21,8 +21,8 @@ from torch import nn
 
 from persona.comparison import Measured
 from persona.editor import ParameterEditor
-from persona.errors import ConfigError, nearest
-from persona.prototypes import HeadMetric, Server
+from persona.errors import ConfigError, check_known
+from persona.prototypes import HeadMetric, PrototypeBank, Server
 from persona.prototypes.fitted_format import load_fitted, save_fitted
 from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank, LevelScore, fit_editor_bank
 from persona.storage import digest_json
@@ -69,6 +69,7 @@ ConfigT = TypeVar("ConfigT", bound=ProblemSettings)
 EvaluationT = TypeVar("EvaluationT")
 ModelT = TypeVar("ModelT")
 TrainedT = TypeVar("TrainedT", bound="Trained[Any]")
+PersonalisedT = TypeVar("PersonalisedT", bound=Any)
 ProblemT = TypeVar("ProblemT", bound="Problem[Any, Any, Any]")
 
 
@@ -217,8 +218,7 @@ def train_method(name: str, problem: ProblemT, methods: Mapping[str, Method[Prob
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in methods:
-        raise ConfigError(f"unknown method {name!r}: {nearest(name, methods)}")
+    check_known("method", name, methods)
     return methods[name](problem)
 
 
@@ -282,6 +282,45 @@ def served(trained: TrainedT, model: Served) -> TrainedT:
         refresh_bytes=model.server.payload_bytes(model.level),
         chosen={**trained.chosen, "prototypes": float(len(model.server.bank))},
     )
+
+
+def editor_of(model: Any) -> ParameterEditor:
+    """The editor of a personalised host, whose edits carry the digest of that host from now on.
+
+    Raises:
+        ConfigError: the model has no editor.
+    """
+    if model.editor is None:
+        raise ConfigError("prototypes are made of an editor's edits, but this model has no editor")
+    editor: ParameterEditor = model.editor
+    editor.host = model.host.digest()
+    return editor
+
+
+def at_level(
+    model: PersonalisedT,
+    bank: PrototypeBank | None,
+    level: str,
+    *,
+    alone: Callable[[Any], PersonalisedT],
+    serve: Callable[[PersonalisedT, Server, str], PersonalisedT],
+) -> PersonalisedT:
+    """What answers at a level of ``persona.wire.LEVELS``; ``prototype`` and ``basis`` need the bank.
+
+    Args:
+        model: a personalised host.
+        bank: of its editor.
+        level: asked for.
+        alone: (host) -> the host without an editor.
+        serve: (model, server, level) -> what applies what that level sends.
+    """
+    if level == "host":
+        host: PersonalisedT = alone(model.host).eval()
+        return host
+    if level == "edit":
+        return model
+    assert bank is not None
+    return serve(model, Server(model.editor, bank), level)
 
 
 class AdaptiveHost(Protocol):

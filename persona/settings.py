@@ -4,28 +4,75 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_known
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
     from persona.editor import EditorConfig
 
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-_OF_EDITOR = ("width", "transfer", "head", "rank", "bound", "tau")
+# Those of an ``EditorConfig``.
+EDITOR_SHAPE = ("transfer", "head", "rank", "bound", "tau", "width")
 # Where and how exactly torch computes. With their defaults these are in no record, so that what was recorded before there were
 # any stays what it is; and no training is another one for the device that it ran on.
 PROCESSOR_SETTINGS = ("device", "precision")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Record:
+    """Base of settings that are kept as JSON, a frozen dataclass.
+
+    Attributes:
+        kind_of_field: what an error calls one of them.
+    """
+
+    kind_of_field: ClassVar[str] = "setting"
+
+    def check_integer(self, name: str, least: int) -> None:
+        """Refuse a setting that is no whole number from ``least`` up.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} has to be a whole number from {least} up, not {value!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``from_dict`` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of ``as_dict``; an unknown name is refused.
+
+        Raises:
+            ConfigError: a name is unknown or missing, or a value is out of its range.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            check_known(cls.kind_of_field, name, known)
+        for f in fields(cls):
+            if f.default is MISSING and f.name not in values:
+                raise ConfigError(f"the {cls.kind_of_field} {f.name!r} is missing: add it")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Settings(Record):
     """Base of a task's settings, a frozen dataclass whose fields all have defaults.
 
     Among the fields are ``mode``, ``device``, ``precision``, and those of an ``EditorConfig`` under the same names.
 
     Attributes:
+        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
+        head: ``full`` or ``low_rank``.
+        rank: of the low-rank head.
+        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
+        tau: radius of the bound in units of the layer's root-mean-square weight.
+        width: of the editing codes.
         editor_names: fields that only what has an editor depends on: hosts are shared between settings that differ here.
         quiet_names: fields that are in no record while they have their defaults.
     """
@@ -60,7 +107,7 @@ class Settings:
         """The editor's settings for a host."""
         from persona.editor import EditorConfig
 
-        return EditorConfig(context_dim=context_dim, **{name: getattr(self, name) for name in _OF_EDITOR})
+        return EditorConfig(context_dim=context_dim, **{name: getattr(self, name) for name in EDITOR_SHAPE})
 
     def host_settings(self) -> dict[str, Any]:
         """What a trained host depends on."""
@@ -93,16 +140,3 @@ class Settings:
             ConfigError: as ``from_dict``.
         """
         return cls.from_dict({**before, **new})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of ``as_dict``; an unknown name is refused.
-
-        Raises:
-            ConfigError: a name is unknown, or a value is out of its range.
-        """
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
-        return cls(**values)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from persona.errors import ConfigError, nearest
+from persona.errors import check_known
 
 
 class StackedTransfer(nn.Module):
@@ -73,6 +73,5 @@ def make_transfer(kind: str, n_layers: int, width: int) -> nn.Module:
     Raises:
         ConfigError: the kind is unknown.
     """
-    if kind not in TRANSFERS:
-        raise ConfigError(f"unknown transfer {kind!r}: {nearest(kind, TRANSFERS)}")
+    check_known("transfer", kind, TRANSFERS)
     return TRANSFERS[kind](n_layers, width)

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.errors import ConfigError, FormatError, MismatchError, nearest
+from persona.errors import FormatError, MismatchError, check_known
 
 # What answers, and what a message is called.
 LEVELS = ("host", "prototype", "basis", "edit")
@@ -90,8 +90,7 @@ def check_level(level: str) -> None:
     Raises:
         ConfigError: it is none of ``MESSAGE_LEVELS``.
     """
-    if level not in MESSAGE_LEVELS:
-        raise ConfigError(f"unknown serving level {level!r}: {nearest(level, MESSAGE_LEVELS)}")
+    check_known("serving level", level, MESSAGE_LEVELS)
 
 
 def message_bytes(coefficients: int) -> int:

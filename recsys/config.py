@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from persona.errors import ConfigError, nearest
-from persona.settings import PROCESSOR_SETTINGS, Settings
+from persona.errors import ConfigError, check_each, check_known, nearest
+from persona.settings import EDITOR_SHAPE, PROCESSOR_SETTINGS, Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
     from persona.training.objective import FitConfig
@@ -23,16 +23,7 @@ TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
 HOLD_BACK = ("auto", "held_back", "cross_fitted")
 MODES = (*HOLD_BACK, "joint", "generated", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
-EDITOR_SETTINGS = (
-    "editor_learning_rate",
-    "edit_dropout",
-    "transfer",
-    "head",
-    "rank",
-    "bound",
-    "tau",
-    "width",
-)
+EDITOR_SETTINGS = ("editor_learning_rate", "edit_dropout", *EDITOR_SHAPE)
 # What large tables and many processes need. With their defaults these are in no record, so that what was recorded before there
 # were any stays what it is.
 SCALE_SETTINGS = ("table_optimizer", "table_learning_rate", "checkpoint_steps")
@@ -69,7 +60,7 @@ def recipe(preset: str, host: str, table_optimizer: str = "adam") -> dict[str, A
 
 @dataclass(frozen=True, init=False)
 class RecsysConfig(Settings):
-    """Settings of one protocol, host and seed.
+    """Settings of one protocol, host and seed; those of the editor's form are described in the base.
 
     Attributes:
         protocol: ``paper``, ``full`` or ``time``.
@@ -97,12 +88,6 @@ class RecsysConfig(Settings):
             rows apart.
         hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
         edit_dropout: share of rows trained without an edit in mode ``joint``.
-        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
-        head: ``full`` or ``low_rank``.
-        rank: of the low-rank head.
-        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
-        tau: radius of the bound in units of the layer's root-mean-square weight.
-        width: of the editing codes.
         validation_events: at most this many events validate an epoch.
         table_optimizer: of the item table: ``adam``, every process with a table of its own, or ``rowwise_adagrad``, fused and
             without gradient clipping, the rows of one table spread over all processes.
@@ -173,14 +158,12 @@ class RecsysConfig(Settings):
     def __post_init__(self) -> None:
         self.check_types()
         self.check_device()
-        if self.mode not in MODES:
-            raise ConfigError(f"unknown mode {self.mode!r}: {nearest(self.mode, MODES)}")
+        check_known("mode", self.mode, MODES)
         self._check_protocol()
         for name in ("hold_back", "edit_dropout"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, but it is a share between 0 and 1")
-        if self.validation_events < 1:
-            raise ConfigError(f"validation_events is {self.validation_events}, but it has to be at least 1")
+        check_each(self, ["validation_events"], 1)
         self._check_table()
         # The parts check themselves; here they are built once, so that a wrong setting is named before any work.
         self.host_config(n_items=2)
@@ -194,8 +177,7 @@ class RecsysConfig(Settings):
         from recsys.data.protocols import PROTOCOLS
         from recsys.metrics import CUTOFFS
 
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"unknown protocol {self.protocol!r}: {nearest(self.protocol, PROTOCOLS)}")
+        check_known("protocol", self.protocol, PROTOCOLS)
         ranking = ["mrr", *(f"{name}_{k}" for name in ("ndcg", "hr") for k in CUTOFFS)]
         # Larger has to be better, so logloss is none of them.
         monitors = ranking if self.protocol == "full" else ["auc", "uauc", *ranking]
@@ -206,10 +188,7 @@ class RecsysConfig(Settings):
 
     def _check_table(self) -> None:
         """How the table learns, and that what is asked for besides goes with it."""
-        if self.table_optimizer not in TABLE_OPTIMIZERS:
-            raise ConfigError(
-                f"unknown table optimizer {self.table_optimizer!r}: {nearest(self.table_optimizer, TABLE_OPTIMIZERS)}"
-            )
+        check_known("table optimizer", self.table_optimizer, TABLE_OPTIMIZERS)
         if not self.table_learning_rate > 0:
             raise ConfigError(f"table_learning_rate is {self.table_learning_rate}, but it has to be positive")
         if self.loss == "softmax" and (self.host == "din" or self.table_optimizer != "adam"):

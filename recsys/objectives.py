@@ -10,8 +10,7 @@ Shapes: B rows, T positions, C candidates, N negatives, P targets of a batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_each, check_known
 from persona.training.objective import Part
 from persona.training.ranks import Ranks
 from recsys import losses
@@ -63,15 +62,8 @@ class LossConfig:
     monitor: str = "uauc"
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"unknown loss {self.loss!r}: {nearest(self.loss, LOSSES)}")
-        for name in ("negatives", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        check_known("loss", self.loss, LOSSES)
+        check_each(self, ("negatives", "batch_size"), 1)
 
 
 def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items: int) -> Tensor:
@@ -83,10 +75,11 @@ def batch_loss(config: LossConfig, positive: Tensor, negatives: Tensor, n_items:
     return losses.bce(torch.cat([positive.unsqueeze(-1), negatives], dim=-1))
 
 
+@dataclass(eq=False, repr=False)
 class _Objective:
     """A model, the events it learns from, and held-out rows that select the epoch.
 
-    Args:
+    Attributes:
         model: host, or host with editor.
         data: the events.
         positions: (R,) events to learn from.
@@ -96,26 +89,23 @@ class _Objective:
         reference: what a training from scratch has to beat on ``validation`` before it may stop.
     """
 
-    def __init__(
-        self,
-        model: Personalised,
-        data: SequenceData,
-        positions: Int64Array,
-        validation: Evaluation,
-        config: LossConfig,
-        seed: int,
-        reference: float | None = None,
-    ) -> None:
-        self.model, self.data, self.positions = model, data, positions
-        self.validation, self.config, self.seed, self.reference = validation, config, seed, reference
+    model: Personalised
+    data: SequenceData
+    positions: Int64Array
+    validation: Evaluation
+    config: LossConfig
+    seed: int
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
         self.competitors: Competitors | None = None
-        if config.loss == "softmax":
-            if not isinstance(model.host, SequentialHost):
+        if self.config.loss == "softmax":
+            if not isinstance(self.model.host, SequentialHost):
                 raise ConfigError(
-                    f"{model.host.config.kind} scores every candidate by itself, so that a softmax over the catalogue would "
+                    f"{self.model.host.config.kind} scores every candidate by itself, so that a softmax over the catalogue would "
                     "take too long: choose --loss sampled_softmax"
                 )
-            self.competitors = Competitors(seen_counts(data, positions), config.negatives)
+            self.competitors = Competitors(seen_counts(self.data, self.positions), self.config.negatives)
 
     @property
     def monitor(self) -> str:
@@ -125,8 +115,7 @@ class _Objective:
     def validate(self) -> dict[str, float]:
         """The metrics of the protocol."""
         summary = self.validation.run(self.model).summary
-        if self.config.monitor not in summary:
-            raise ConfigError(f"unknown metric {self.config.monitor!r}: {nearest(self.config.monitor, summary)}")
+        check_known("metric", self.config.monitor, summary)
         return summary
 
 
@@ -244,25 +233,17 @@ class SequenceObjective(_Objective):
         ConfigError: the host scores every candidate by itself and cannot share a state between targets.
     """
 
-    def __init__(
-        self,
-        model: Personalised,
-        data: SequenceData,
-        positions: Int64Array,
-        validation: Evaluation,
-        config: LossConfig,
-        seed: int,
-        reference: float | None = None,
-    ) -> None:
-        super().__init__(model, data, positions, validation, config, seed, reference)
-        if not isinstance(model.host, SequentialHost) or model.editor is not None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        host = self.model.host
+        if not isinstance(host, SequentialHost) or self.model.editor is not None:
             raise ConfigError(
-                f"{model.host.config.kind} with an editor of its own or with attention to the target cannot train whole "
+                f"{host.config.kind} with an editor of its own or with attention to the target cannot train whole "
                 "sequences: use rows (sequences = false)"
             )
-        self.host = model.host
-        self.trained = np.zeros(data.n_events, dtype=bool)
-        self.trained[positions] = True
+        self.host = host
+        self.trained = np.zeros(self.data.n_events, dtype=bool)
+        self.trained[self.positions] = True
 
     def batches(self, epoch: int) -> Iterator[SequenceBatch]:
         """Windows in a new order and at new offsets, with new negatives."""

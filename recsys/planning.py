@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona.errors import ConfigError, FormatError
+from persona.errors import ConfigError, FormatError, check_each
 from persona.storage import read_json
 
 MEASURED = Path("docs/evidence")
@@ -56,9 +56,7 @@ class Workload:
     batch_size: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "events", "dimension", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but has to be at least 1")
+        check_each(self, ("users", "items", "events", "dimension", "epochs", "batch_size"), 1)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
+from persona import methods
 from persona.edits import Edit
-from persona.errors import ConfigError
 from persona.prototypes import (
     Assigner,
     BankConfig,
@@ -137,22 +137,13 @@ class PersonalContexts:
 def fit_bank(
     problem: Problem, model: Personalised, settings: BankConfig, notify: Notify = lambda note: None
 ) -> FittedBank:
-    """The bank of a trained model, from the problem's folder if it was fitted before.
-
-    Args:
-        problem: rows and evaluations.
-        model: host and trained editor.
-        settings: how.
-        notify: called with a remark before each part of the work.
+    """The bank of a trained model, from the problem's folder if it was fitted before; ``notify`` hears of each part of the work.
 
     Raises:
         ConfigError: the model has no editor.
         DataError: fewer distinct edits than the prototypes asked for, of more contexts than fit; of fewer it makes what it can.
     """
-    editor = model.editor
-    if editor is None:
-        raise ConfigError("prototypes are made of an editor's edits, but this model has no editor")
-    editor.host = model.host.digest()
+    editor = methods.editor_of(model)
     data, seed = problem.data, problem.config.seed
     seen = PersonalContexts(data, problem.everything, model.host.config.max_length)
     context, owners = seen.at(sampled(len(seen), FIT_CONTEXTS, seed))
@@ -182,14 +173,8 @@ def fit_bank(
 
 
 def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Personalised:
-    """What ranks at a level of ``persona.wire.LEVELS``; ``prototype`` and ``basis`` need the bank."""
-    if level == "host":
-        return Personalised(model.host).eval()
-    if level == "edit":
-        return model
-    assert model.editor is not None
-    assert bank is not None
-    return ServedAtLevel(model, Server(model.editor, bank), level)
+    """As ``persona.methods.at_level``."""
+    return methods.at_level(model, bank, level, alone=Personalised, serve=ServedAtLevel)
 
 
 def evaluate_levels(

@@ -37,12 +37,12 @@ def _train_host(problem: Problem) -> tuple[str, FitResult]:
 
 
 def _model(trained: Trained) -> Personalised:
+    from persona.methods import editor_of
     from recsys.personalised import Personalised
 
     model = trained.scorer
     assert isinstance(model, Personalised)
-    assert model.editor is not None
-    model.editor.host = model.host.digest()
+    editor_of(model)
     return model
 
 

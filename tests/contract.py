@@ -6,12 +6,24 @@ Shapes: B devices; an edit has batch B, or 1 for all.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from persona.edits import Edit
+
+
+def cases(known: Sequence[tuple[str, ...]]) -> Any:
+    """A fixture that gives every case of a task's hosts."""
+
+    @pytest.fixture(params=known, ids="-".join)
+    def case(request) -> tuple[str, ...]:
+        return request.param
+
+    return case
 
 
 class HostContract:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from persona.errors import ConfigError, nearest
-from persona.settings import Settings
+from persona.errors import ConfigError, check_each, check_known
+from persona.settings import EDITOR_SHAPE, Settings
 
 if TYPE_CHECKING:  # the command line reads the settings without waiting for torch
     from persona.training.objective import FitConfig
@@ -28,12 +28,7 @@ EDITOR_SETTINGS = (
     "editor_patience",
     "editor_learning_rate",
     "edit_dropout",
-    "transfer",
-    "head",
-    "rank",
-    "bound",
-    "tau",
-    "width",
+    *EDITOR_SHAPE,
     "shifts",
     "prototypes",
 )
@@ -41,7 +36,7 @@ EDITOR_SETTINGS = (
 
 @dataclass(frozen=True)
 class VisionConfig(Settings):
-    """Settings of one split, host and seed.
+    """Settings of one split, host and seed; those of the editor's form are described in the base.
 
     Attributes:
         host_groups: populations that the host learns from, separated by commas; empty for all.
@@ -75,12 +70,6 @@ class VisionConfig(Settings):
         editor_patience: likewise, as ``patience``.
         editor_learning_rate: of Adam, for editors.
         edit_dropout: share of windows trained without an edit in mode ``joint``.
-        transfer: cross-layer transfer, ``stacked``, ``recurrent`` or ``none``.
-        head: ``full`` or ``low_rank``.
-        rank: of the low-rank head.
-        bound: ``tanh``, ``clip``, ``frobenius`` or ``none``.
-        tau: radius of the bound in units of the layer's root-mean-square weight.
-        width: of the editing codes.
         shifts: copies of the editor's devices under simulated photometric shifts that it learns from as well.
         prototypes: K, at most.
         validation_devices: at most this many devices validate an epoch.
@@ -140,15 +129,12 @@ class VisionConfig(Settings):
         self.check_device()
         kinds = (("mode", MODES), ("context", CONTEXTS), ("monitor", MONITORS), ("learns", LEARNS))
         for name, known in kinds:
-            if getattr(self, name) not in known:
-                raise ConfigError(f"unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
+            check_known(name, getattr(self, name), known)
         if self.learns == "classifier" and not self.weights:
             raise ConfigError("only the classifier of the host learns, but no weights are given: give --weights")
         if not 0 < self.edit_dropout < 1:
             raise ConfigError(f"edit_dropout is {self.edit_dropout}, but it is a share between 0 and 1")
-        for name in ("prototypes", "validation_devices"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
+        check_each(self, ("prototypes", "validation_devices"), 1)
         if self.shifts < 0 or (self.shifts and self.adaptive != "classifier"):
             raise ConfigError(
                 f"shifts is {self.shifts} and adaptive {self.adaptive}, but simulated shifts are counted from 0 up and are made "

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from persona.errors import ConfigError, nearest
+from persona.errors import check_known
 from vision.hosts import Host
 
 CONTEXTS = ("images", "pooled", "features", "beliefs", "classes")
@@ -51,8 +51,7 @@ class ContextReader(nn.Module):
 
     def __init__(self, kind: str, host: Host) -> None:
         super().__init__()
-        if kind not in CONTEXTS:
-            raise ConfigError(f"unknown context {kind!r}: {nearest(kind, CONTEXTS)}")
+        check_known("context", kind, CONTEXTS)
         self.kind, self.features, self.classes = kind, host.feature_dim, host.config.n_classes
         self.register_buffer("mean", torch.zeros(self.features))
         self.register_buffer("std", torch.ones(self.features))

@@ -9,7 +9,7 @@ Shapes: N images, B devices, n images of a window, C channels, H height, W width
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from persona.errors import ConfigError, DataError
+from persona.errors import DataError, check_each
 from persona.torch_device import moved
 from vision.data.images import DeviceImages
 from vision.evaluation import Evaluation
@@ -50,13 +50,7 @@ class LossConfig:
     monitor: str = "accuracy"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "devices", "context", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it has to be at least 1")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        check_each(self, ("batch_size", "devices", "context", "steps"), 1)
 
 
 @dataclass(frozen=True)
@@ -77,12 +71,27 @@ class DeviceBatch:
     features: Tensor | None
 
 
-class _Validated:
-    """Validation on devices held out, and the metric that selects the epoch."""
+@dataclass(eq=False, repr=False)
+class _Objective:
+    """A model, the devices it learns from, and devices held out that select the epoch.
 
-    def __init__(self, model: Personalised, validation: Evaluation, config: LossConfig) -> None:
-        self.model, self.validation, self.config = model, validation, config
-        self.cache: FeatureCache | None = None
+    Attributes:
+        model: host, or host and editor.
+        data: the images.
+        devices: that train.
+        validation: devices that select the epoch.
+        config: sizes, steps, monitor.
+        seed: of all that is drawn.
+        cache: features without an edit, where the body does not learn.
+    """
+
+    model: Personalised
+    data: DeviceImages
+    devices: Int64Array
+    validation: Evaluation
+    config: LossConfig
+    seed: int
+    cache: FeatureCache | None = None
 
     @property
     def monitor(self) -> str:
@@ -95,31 +104,12 @@ class _Validated:
         return self.validation.judge(logits, positions).summary
 
 
-class ImageObjective(_Validated):
-    """Images of all devices, in a new order every epoch.
+@dataclass(eq=False, repr=False)
+class ImageObjective(_Objective):
+    """Images of all devices, in a new order every epoch, for a host without an editor."""
 
-    Args:
-        model: a host without an editor.
-        data: the images.
-        devices: whose images train.
-        validation: devices that select the epoch.
-        config: batch size, monitor.
-        seed: of the order of images.
-        cache: features, where the body does not learn.
-    """
-
-    def __init__(
-        self,
-        model: Personalised,
-        data: DeviceImages,
-        devices: Int64Array,
-        validation: Evaluation,
-        config: LossConfig,
-        seed: int,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        super().__init__(model, validation, config)
-        self.data, self.positions, self.seed, self.cache = data, data.positions_of(devices), seed, cache
+    def __post_init__(self) -> None:
+        self.positions = self.data.positions_of(self.devices)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -143,45 +133,27 @@ class ImageObjective(_Validated):
         return functional.cross_entropy(self.model(batch.images, batch.features).float(), batch.labels)
 
 
-class DeviceObjective(_Validated):
+@dataclass(eq=False, repr=False)
+class DeviceObjective(_Objective):
     """Windows of devices: what an editor sees of a device, and what its edit is judged by.
 
     Half of the batches have windows of ``context`` images, the others shorter ones. A window's images are drawn from
-    consecutive ones of the stream, as a device sees them.
-
-    Args:
-        model: host and editor.
-        data: the images.
-        devices: whose windows train.
-        validation: devices that select the epoch.
-        config: windows, steps, monitor.
-        seed: of the draws.
-        cache: features of the fixed host without an edit, if they are known already.
+    consecutive ones of the stream, as a device sees them. Features of a fixed host are computed if they are not given.
 
     Raises:
         DataError: no device has an image.
     """
 
-    def __init__(
-        self,
-        model: Personalised,
-        data: DeviceImages,
-        devices: Int64Array,
-        validation: Evaluation,
-        config: LossConfig,
-        seed: int,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        super().__init__(model, validation, config)
+    def __post_init__(self) -> None:
+        data, devices = self.data, self.devices
         if not len(devices):
             raise DataError("there are no devices to learn from: the data has too few for this protocol")
-        self.data, self.devices, self.seed = data, devices, seed
         self.counts = (data.offsets[1:] - data.offsets[:-1])[devices]
-        if model.fixed_host and cache is not None:
-            self.cache = cache
-        elif model.fixed_host:
-            known = np.concatenate([data.positions_of(devices), data.positions_of(validation.devices)])
-            self.cache = FeatureCache(model.host.eval(), data, np.unique(known))
+        if not self.model.fixed_host:
+            self.cache = None
+        elif self.cache is None:
+            known = np.concatenate([data.positions_of(devices), data.positions_of(self.validation.devices)])
+            self.cache = FeatureCache(self.model.host.eval(), data, np.unique(known))
 
     def __len__(self) -> int:
         """Batches of an epoch."""

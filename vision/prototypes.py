@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from persona import methods
 from persona.edits import Edit
-from persona.errors import ConfigError
 from persona.prototypes import (
     BankConfig,
     Contexts,
@@ -54,37 +54,20 @@ class ServedAtLevel(Personalised):
 
 
 def at_level(model: Personalised, bank: PrototypeBank | None, level: str) -> Personalised:
-    """What classifies at a level of ``vision.serving.classifier.LEVELS``; ``prototype`` and ``basis`` need the bank."""
-    if level == "host":
-        return Personalised(model.host).eval()
-    if level == "edit":
-        return model
-    assert model.editor is not None
-    assert bank is not None
-    return ServedAtLevel(model, Server(model.editor, bank), level)
+    """As ``persona.methods.at_level``."""
+    return methods.at_level(model, bank, level, alone=Personalised, serve=ServedAtLevel)
 
 
 def fit_bank(
     problem: Problem, model: Personalised, settings: BankConfig, notify: Notify = lambda note: None
 ) -> FittedBank:
-    """The bank of a trained model, from the problem's folder if it was fitted before.
+    """The bank of a trained model, from the problem's folder if it was fitted before; ``notify`` hears of each part of the work.
 
     It stands on the windows of the devices that the editor learned from, and validation devices decide. Prototypes are not trained
-    on their members: each would need validation devices of its own, of which data sets of images have few.
-
-    Args:
-        problem: devices and evaluations.
-        model: host and trained editor.
-        settings: how.
-        notify: called with a remark before each part of the work.
-
-    Raises:
-        ConfigError: the model has no editor.
+    on their members: each would need validation devices of its own, of which data sets of images have few. A model without an
+    editor is a ``ConfigError``.
     """
-    editor = model.editor
-    if editor is None:
-        raise ConfigError("prototypes are made of an editor's edits, but this model has no editor")
-    editor.host = model.host.digest()
+    editor = methods.editor_of(model)
     windows = problem.evaluation(problem.split.adapt)
     codes, owners = window_codes(model, windows, problem.features_of(model.host))
     devices = torch.from_numpy(owners)

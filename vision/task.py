@@ -29,11 +29,11 @@ def _train_host(problem: Problem) -> tuple[str, FitResult]:
 
 
 def _model(trained: Trained) -> Personalised:
+    from persona.methods import editor_of
     from vision.methods import personalised
 
     model = personalised(trained)
-    assert model.editor is not None
-    model.editor.host = model.host.digest()
+    editor_of(model)
     return model
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from persona.editor import ParameterEditor
 from persona.edits import Edit, LayerEdit
-from persona.errors import ConfigError, MismatchError, nearest
+from persona.errors import MismatchError, check_known
 from persona.prototypes.algebra import inner, to_dtype
 from persona.torch_device import on_cpu
 
@@ -117,8 +117,7 @@ class HeadMetric:
             MismatchError: codes of another editor.
         """
         self.check_codes(codes)
-        if space not in SPACES:
-            raise ConfigError(f"unknown space {space!r}: {nearest(space, SPACES)}")
+        check_known("space", space, SPACES)
         if space == "codes":
             return codes.detach().flatten(1)
         points = torch.empty(len(codes), self.grams.shape[0] * self.grams.shape[1], dtype=codes.dtype)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_known
 from persona.torch_device import moved
 from persona.training.ranks import Ranks, Rows
 
@@ -55,8 +55,7 @@ class FitConfig:
         for name in ("seed", "weight_decay", "min_epochs", "checkpoint_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError("seed, weight_decay, min_epochs and checkpoint_steps cannot be negative")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {self.precision!r}: {nearest(self.precision, PRECISIONS)}")
+        check_known("precision", self.precision, PRECISIONS)
 
 
 @dataclass

@@ -68,11 +68,12 @@ def with_settings(
 
 
 def _descriptions(record: type[Any]) -> dict[str, str]:
-    """What the docstring of ``record`` says of each setting."""
-    documentation = inspect.getdoc(record) or ""
-    attributes = documentation.partition("Attributes:")[2].partition("Raises:")[0]
-    found = re.findall(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", attributes, re.MULTILINE | re.DOTALL)
-    return {name: " ".join(text.replace("``", "").split()) for name, text in found}
+    """What the docstrings of ``record`` and its bases say of each setting."""
+    found: dict[str, str] = {}
+    for part in reversed(record.__mro__):
+        attributes = inspect.cleandoc(part.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
+        found |= dict(re.findall(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", attributes, re.MULTILINE | re.DOTALL))
+    return {name: " ".join(text.replace("``", "").split()) for name, text in found.items()}
 
 
 def split(text: str) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import polars as pl
 
-from persona.errors import ConfigError, DataError, nearest
+from persona.catalogue import check_listed, own_data
+from persona.errors import ConfigError
 from recsys.data.columns import ITEM, TITLE
 from recsys.data.log import InteractionLog, read_log
 
@@ -41,8 +42,7 @@ def load(name: str) -> InteractionLog:
     Raises:
         ConfigError: the name is unknown, or its package is not installed; the message holds the line that installs it.
     """
-    if name not in CATALOGUE:
-        raise ConfigError(f"there is no data set {name!r} in the catalogue: {nearest(name, CATALOGUE)}")
+    check_listed(name, CATALOGUE)
     entry = CATALOGUE[name]
     if importlib.util.find_spec(entry.package) is None:
         raise ConfigError(
@@ -58,13 +58,8 @@ def resolve(source: str | Path) -> InteractionLog:
         ConfigError: see ``load``.
         DataError: neither a data set nor a file, or the file is broken.
     """
-    name = str(source)
-    if name in CATALOGUE:
-        return load(name)
-    path = Path(source)
-    if path.exists() or path.suffix or len(path.parts) > 1:
-        return read_log(path)
-    raise DataError(f"{name!r} is neither a file nor a data set of the catalogue: {nearest(name, CATALOGUE)}")
+    path = own_data(source, CATALOGUE, "a file")
+    return load(str(source)) if path is None else read_log(path)
 
 
 def _movielens_small(name: str) -> InteractionLog:

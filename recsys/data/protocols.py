@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.errors import ConfigError, DataError, nearest
+from persona.errors import ConfigError, DataError, check_known
 from recsys.data.sequences import SequenceData
 
 PROTOCOLS = ("paper", "full", "time")
@@ -95,8 +95,7 @@ def make_split(data: SequenceData, protocol: str, cuts: TimeCuts | None = None) 
         ConfigError: unknown protocol, cuts for a protocol that makes none, or ``time`` on data without time.
         DataError: a part would be empty.
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"unknown protocol {protocol!r}: {nearest(protocol, PROTOCOLS)}")
+    check_known("protocol", protocol, PROTOCOLS)
     if protocol == "time":
         return _by_time(data, cuts or TimeCuts())
     if cuts is not None:

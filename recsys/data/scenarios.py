@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from persona.errors import ConfigError, DataError, nearest
+from persona.errors import DataError, check_known
 from recsys.data.columns import USER
 from recsys.data.sequences import SequenceData
 
@@ -49,8 +49,7 @@ def apply_scenario(data: SequenceData, name: str, moment: int, seed: int = 0) ->
         ConfigError: unknown scenario.
         DataError: the log has nothing that the scenario could change after the moment.
     """
-    if name not in SCENARIOS:
-        raise ConfigError(f"unknown scenario {name!r}: {nearest(name, SCENARIOS)}")
+    check_known("scenario", name, SCENARIOS)
     return SCENARIOS[name](data, moment, np.random.default_rng([seed, 23]))
 
 

@@ -20,13 +20,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from persona.errors import FormatError
-from persona.storage import read_json, write_json
+from persona.prepared import PreparedFormat
+from persona.storage import write_json
 from recsys.data.columns import ITEM, TIME, TITLE, USER
 
-FORMAT = "persona-sequences"
-FORMAT_VERSION = 1
-HEADER, EVENTS, USERS, ITEMS = "sequences.json", "events.parquet", "users.parquet", "items.parquet"
+FORMAT = PreparedFormat(
+    "persona-sequences", 1, "sequences.json", "sequence data", "a log", ("digest", "baskets", "ordered_only", "meta")
+)
+EVENTS, USERS, ITEMS = "events.parquet", "users.parquet", "items.parquet"
 # The name of the column that holds items 1..V, not their ids.
 INDEX = "item"
 # Events, or ids, that are looked at together.
@@ -51,7 +52,7 @@ def digest(
         ids: of users and of items.
         flags: ``baskets`` and ``ordered_only``.
     """
-    sha = hashlib.sha256(f"{FORMAT}|{flags['baskets']}|{flags['ordered_only']}".encode())
+    sha = hashlib.sha256(f"{FORMAT.name}|{flags['baskets']}|{flags['ordered_only']}".encode())
     parts: list[tuple[str, int, Iterable[NDArray[Any]]]] = [
         ("<i4", int(offsets[-1]), items),
         ("<i8", int(offsets[-1]), times),
@@ -68,16 +69,6 @@ def digest(
     return sha.hexdigest()
 
 
-def check_target(folder: Path) -> None:
-    """Refuse a folder that holds something else.
-
-    Raises:
-        FormatError: it exists and holds no sequences; it is left alone.
-    """
-    if folder.exists() and not (folder / HEADER).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise FormatError(f"{folder} exists and does not hold sequence data: choose another folder or empty this one")
-
-
 def write_tables(
     new: Path, user_ids: pl.Series, counts: NDArray[np.integer], item_ids: pl.Series, titles: pl.Series | None
 ) -> None:
@@ -92,36 +83,14 @@ def write_tables(
 def write_header(new: Path, found: str, flags: Flags, counts: Mapping[str, int], meta: Mapping[str, Any]) -> None:
     """Write what the folder is; ``counts`` are those of ``users``, ``items`` and ``events``."""
     header = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": FORMAT.name,
+        "version": FORMAT.version,
         "digest": found,
         **flags,
         "counts": dict(counts),
         "meta": dict(meta),
     }
-    write_json(new / HEADER, header)
-
-
-def read_header(folder: Path) -> dict[str, Any]:
-    """What the folder is.
-
-    Raises:
-        FormatError: the folder holds something else, or is of another version.
-    """
-    if not (folder / HEADER).is_file():
-        raise FormatError(f"{folder} holds no sequence data (no {HEADER}): prepare a log into it first")
-    header = read_json(folder / HEADER)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise FormatError(f"{folder / HEADER} was not written by this project: prepare a log into another folder")
-    if header.get("version") != FORMAT_VERSION:
-        version = header.get("version")
-        raise FormatError(
-            f"{folder} is of format version {version}, this release reads version {FORMAT_VERSION}: prepare the data again"
-        )
-    missing = {"digest", "baskets", "ordered_only", "meta"} - header.keys()
-    if missing:
-        raise FormatError(f"{folder / HEADER} is damaged (no {min(missing)!r}): prepare the data again")
-    return header
+    write_json(new / FORMAT.header, header)
 
 
 def column_pieces(path: Path, column: str) -> Iterator[NDArray[Any]]:

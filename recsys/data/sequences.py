@@ -188,7 +188,7 @@ class SequenceData:
             FormatError: ``folder`` exists and holds something else, which is left alone.
         """
         folder = Path(folder)
-        files.check_target(folder)
+        files.FORMAT.check_target(folder)
         counts = {"users": self.n_users, "items": self.n_items, "events": self.n_events}
         with atomic_folder(folder) as new:
             pl.DataFrame({files.INDEX: self.items, TIME: self.times}).write_parquet(new / files.EVENTS)
@@ -203,7 +203,7 @@ class SequenceData:
             FormatError: the folder is missing, holds something else, is of another version, or is damaged.
         """
         folder = Path(folder)
-        header = files.read_header(folder)
+        header = files.FORMAT.read(folder)
         try:
             events = pl.read_parquet(folder / files.EVENTS)
             users = pl.read_parquet(folder / files.USERS)

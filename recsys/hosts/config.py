@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_known
+from persona.settings import Record
 
 # "paper" is method.md section 5; "modern" is what today's practice needs: wider, longer, regularised.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -29,7 +29,7 @@ _USED = {"din": {"feed_forward"}, "gru4rec": {"blocks"}, "sasrec": {"heads", "bl
 
 
 @dataclass(frozen=True)
-class HostConfig:
+class HostConfig(Record):
     """What a host is built from.
 
     Attributes:
@@ -49,6 +49,8 @@ class HostConfig:
         ConfigError: a setting is out of its range, or is not one of this kind.
     """
 
+    kind_of_field: ClassVar[str] = "host setting"
+
     kind: str
     n_items: int
     variant: str = "paper"
@@ -60,11 +62,11 @@ class HostConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_known("host", self.kind, KINDS)
-        _check_known("preset", self.variant, PRESETS)
+        check_known("host", self.kind, KINDS)
+        check_known("preset", self.variant, PRESETS)
         for name in ("n_items", "dim", "max_length", "heads", "blocks"):
-            _check_integer(name, getattr(self, name), minimum=1)
-        _check_integer("feed_forward", self.feed_forward, minimum=0)
+            self.check_integer(name, 1)
+        self.check_integer("feed_forward", 0)
         for name, neutral in _UNUSED.items():
             if name not in _USED[self.kind] and getattr(self, name) != neutral:
                 raise ConfigError(f"{self.kind} has no setting {name!r}: leave it at {neutral}")
@@ -86,37 +88,8 @@ class HostConfig:
         Raises:
             ConfigError: ``kind``, ``preset`` or an override is unknown, or a value is out of its range.
         """
-        _check_known("preset", preset, PRESETS)
-        _check_known("host", kind, KINDS)
+        check_known("preset", preset, PRESETS)
+        check_known("host", kind, KINDS)
         return cls.from_dict(
             {"kind": kind, "variant": preset, "n_items": n_items, **PRESETS[preset][kind], **overrides}
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values; ``from_dict`` reads them."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> HostConfig:
-        """The settings of ``as_dict``.
-
-        Raises:
-            ConfigError: a setting is unknown, missing or out of its range.
-        """
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            _check_known("host setting", name, names)
-        for name in ("kind", "n_items"):
-            if name not in values:
-                raise ConfigError(f"the host setting {name!r} is missing: add it")
-        return cls(**values)
-
-
-def _check_known(what: str, name: Any, known: Any) -> None:
-    if name not in known:
-        raise ConfigError(f"unknown {what} {name!r}: {nearest(str(name), known)}")
-
-
-def _check_integer(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name} has to be a whole number from {minimum} up, not {value!r}")

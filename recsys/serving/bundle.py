@@ -26,19 +26,13 @@ from persona.storage import digest_json
 from recsys.data.columns import ITEM, TITLE
 from recsys.data.ids import canonical_id
 
-FORMAT = "persona-recsys-bundle"
-FORMAT_VERSION = 2
-
-HEADER, HOST, EDITOR, BANK, ITEMS = (
-    "bundle.json",
-    "host.safetensors",
-    "editor.safetensors",
-    "bank",
-    "items.parquet",
-)
+HEADER, ITEMS = "bundle.json", "items.parquet"
 _ENTRIES = ("host", "editor", "host_digest", "editor_digest", "items_digest", "info")
 HEADER_OF = BundleFormat(
-    FORMAT, HEADER, {1: _ENTRIES, FORMAT_VERSION: (*_ENTRIES, "bank_version")}, "run `persona recsys release` first"
+    "persona-recsys-bundle",
+    HEADER,
+    {1: _ENTRIES, 2: (*_ENTRIES, "bank_version")},
+    "run `persona recsys release` first",
 )
 
 

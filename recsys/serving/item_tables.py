@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.errors import ConfigError, DataError, FormatError, nearest
+from persona.errors import DataError, FormatError, check_known
 
 FloatArray = NDArray[np.float32]
 
@@ -135,8 +135,7 @@ def as_table(values: FloatArray, kind: str) -> Vectors:
         ConfigError: unknown kind.
         DataError: a value is not finite, or too large for float16.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"unknown table {kind!r}: {nearest(kind, KINDS)}")
+    check_known("table", kind, KINDS)
     values = np.ascontiguousarray(values, dtype=np.float32)
     if kind == "float32":
         return FloatTable(values)

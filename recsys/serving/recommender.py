@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.answering import Contexts, Plan, check_level, plan
-from persona.bundles import check_tables, compiled_now, read_compiled
-from persona.cloud import EditTables
-from persona.errors import ConfigError, FormatError, PersonaError
-from persona.task import later
+from persona.answering import Answering, Contexts, Plan, check_level, plan
+from persona.bundles import check_tables, fitting
+from persona.errors import ConfigError
 from recsys.serving.bundle import HEADER_OF, Vocabulary, read_vocabulary
 from recsys.serving.graphs import RANK, CompiledModel
 from recsys.serving.index import EXACT, IndexConfig
@@ -107,7 +105,7 @@ class _Ranking:
         return [(item, score) for item, score in pairs if item not in banned][:k]
 
 
-class Recommender:
+class Recommender(Answering):
     """A bundle, ready to answer.
 
     Args:
@@ -122,6 +120,8 @@ class Recommender:
         print([item.title for item in answer.items], answer.level)
     """
 
+    model: CompiledModel
+
     def __init__(self, model: CompiledModel, vocabulary: Vocabulary, host: str) -> None:
         self.model, self.vocabulary, self.host = model, vocabulary, host
 
@@ -130,21 +130,9 @@ class Recommender:
         """(V,) ids; item i is ``item_ids[i - 1]``."""
         return self.vocabulary.ids
 
-    @property
-    def tables(self) -> EditTables | None:
-        """Prototypes and levels; ``None`` for a host alone."""
-        return self.model.tables
-
-    @property
-    def bank(self) -> str:
-        """Version of the prototype bank, empty without one."""
-        return "" if self.tables is None else self.tables.bank
-
     @classmethod
     def load(cls, folder: Path | str, index: IndexConfig = EXACT) -> Recommender:
         """Read what answers are made with, and build the index that finds the best items of large catalogues.
-
-        A bundle of an earlier release that was never compiled is compiled now, where torch is installed.
 
         Raises:
             ConfigError: an index is asked for that there is no use for, or that cannot be built.
@@ -153,17 +141,10 @@ class Recommender:
             MismatchError: files of the folder belong to different bundles.
         """
         folder = Path(folder)
-        header = HEADER_OF.read(folder)
-        files = read_compiled(folder, header, RANK)
-        if files is None:
-            files = compiled_now(folder, later("recsys.serving.release:Release.load"), "recsys")
+        header, files = HEADER_OF.answering(folder, RANK, "recsys")
         vocabulary = read_vocabulary(folder, header["items_digest"])
-        try:
+        with fitting(folder):
             model = CompiledModel(files, int(header["host"]["max_length"]), index)
-        except PersonaError:
-            raise
-        except Exception as error:  # onnxruntime raises many kinds, and a damaged header lacks any key
-            raise FormatError(f"{folder} does not fit together ({type(error).__name__}): release it again") from error
         check_tables(folder, header["host_digest"], header.get("bank_version"), model.tables)
         return cls(model, vocabulary, header["host_digest"])
 

@@ -14,52 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from torch import Tensor
+from torch import Tensor, nn
 
-from persona.bundles import digests, load_state, read_bank, read_compiled, write_compiled
+from persona import release
+from persona.bundles import EDITOR, HOST
 from persona.editor import EditorConfig, ParameterEditor
-from persona.errors import ConfigError, FormatError
-from persona.prototypes import PrototypeBank, Server, save_bank
-from persona.storage import atomic_folder, digest_json, digest_tensors, save_tensors, write_json
+from persona.prototypes import PrototypeBank
+from persona.storage import digest_json
 from recsys.data.batches import Context
-from recsys.hosts import Host, HostConfig, make_host
+from recsys.hosts import HostConfig, make_host
 from recsys.personalised import Personalised
-from recsys.serving.bundle import (
-    BANK,
-    EDITOR,
-    FORMAT,
-    FORMAT_VERSION,
-    HEADER,
-    HEADER_OF,
-    HOST,
-    ITEMS,
-    Vocabulary,
-    read_vocabulary,
-)
+from recsys.serving.bundle import HEADER_OF, ITEMS, Vocabulary, read_vocabulary
 from recsys.serving.compile import compile_model, compile_tables
 from recsys.serving.graphs import RANK, CompiledModel
 from recsys.serving.recommender import Recommender
 
 
-class Release:
-    """A trained recommender and all that a bundle says of it.
+class Release(release.Release[Personalised]):
+    """A trained recommender and all that a bundle says of it; ``info``, ``bank``, ``compiled`` and errors as in the base.
 
     Args:
         model: host and editor.
         item_ids: (V,) ids; item i is ``item_ids[i - 1]``.
         titles: (V,) titles, or ``None``.
-        info: what ``bundle.json`` tells about training: settings, metrics, data digest, lineage.
-        bank: prototypes made with this host and editor.
-        compiled: what ``compile`` made before, files by name.
-
-    Attributes:
-        server: serving levels of the bank, ``None`` without one: codes in, edits and messages to devices out.
-        host_digest: what edits of this host carry.
-
-    Raises:
-        ConfigError: a bank without an editor.
-        MismatchError: the bank was made with another host or editor.
     """
+
+    bundle, needed = HEADER_OF, RANK
 
     def __init__(
         self,
@@ -70,25 +50,8 @@ class Release:
         bank: PrototypeBank | None = None,
         compiled: Mapping[str, bytes] | None = None,
     ) -> None:
-        self.model = model.eval()
+        super().__init__(model, info, bank, compiled)
         self.vocabulary = Vocabulary(list(item_ids), None if titles is None else list(titles))
-        self.info = dict(info or {})
-        self.host_digest = model.host.digest()
-        self.compiled = None if compiled is None else dict(compiled)
-        if model.editor is not None:
-            model.editor.host = self.host_digest
-        self.server: Server | None = None
-        if bank is not None:
-            if model.editor is None:
-                raise ConfigError(
-                    "a prototype bank needs the editor that it was made with: give a model with an editor"
-                )
-            self.server = Server(model.editor, bank)
-
-    @property
-    def bank(self) -> PrototypeBank | None:
-        """The prototype bank, if there is one."""
-        return None if self.server is None else self.server.bank
 
     @property
     def item_ids(self) -> list[str]:
@@ -99,14 +62,6 @@ class Release:
     def titles(self) -> list[str | None] | None:
         """(V,) titles, or ``None``."""
         return self.vocabulary.titles
-
-    @property
-    def compiled_files(self) -> dict[str, bytes]:
-        """What answers are made with, files by name; compiled now if that was not done yet."""
-        if self.compiled is None:
-            self.compile()
-        assert self.compiled is not None
-        return self.compiled
 
     def compile(self, item_table: str = "") -> Release:
         """Make what answers are made with, which ``save`` keeps in the bundle; takes some seconds.
@@ -149,61 +104,37 @@ class Release:
         """The model's view of item index histories: the last T of each."""
         return Context.from_lists(known, self.model.host.config.max_length)
 
-    def save(self, folder: Path) -> None:
-        """Write the bundle; the folder appears at once or not at all."""
-        host, editor, of_host = self.model.host, self.model.editor, self.host_digest
-        items = self.vocabulary.columns()
-        header = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "host": host.config.as_dict(),
-            "editor": None if editor is None else editor.config.as_dict(),
-            "host_digest": of_host,
-            "editor_digest": None if editor is None else digest_tensors(editor.state_dict()),
-            "bank_version": None if self.bank is None else self.bank.version,
-            "items_digest": digest_json(items),
-            "compiled": None if self.compiled is None else digests(self.compiled),
-            "info": self.info,
-        }
-        with atomic_folder(Path(folder)) as new:
-            save_tensors(new / HOST, host.state_dict(), {"host": of_host})
-            if editor is not None:
-                save_tensors(new / EDITOR, editor.state_dict(), {"host": of_host})
-            if self.bank is not None:
-                save_bank(new / BANK, self.bank)
-            if self.compiled is not None:
-                write_compiled(new, self.compiled)
-            pl.DataFrame(items).write_parquet(new / ITEMS)
-            write_json(new / HEADER, header)
+    @staticmethod
+    def _parts(model: Personalised) -> dict[str, nn.Module]:
+        return {HOST: model.host} | ({} if model.editor is None else {EDITOR: model.editor})
 
-    @classmethod
-    def load(cls, folder: Path | str) -> Release:
-        """Read what ``save`` wrote.
-
-        Raises:
-            DataError: there is no bundle in the folder.
-            FormatError: the bundle is damaged, or of a version that this release cannot read.
-            MismatchError: files of the folder belong to different bundles.
-        """
-        folder = Path(folder)
-        header = HEADER_OF.read(folder)
-        host, config = _built(header, folder / HEADER)
-        of_host = header["host_digest"]
-        load_state(host, folder / HOST, of_host, of_host)
-        editor = None
-        if config is not None:
-            editor = ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales(), of_host)
-            load_state(editor, folder / EDITOR, of_host, header["editor_digest"])
-        items = read_vocabulary(folder, header["items_digest"])
-        bank = read_bank(folder / BANK, of_host, header.get("bank_version"), edited=editor is not None)
-        compiled = read_compiled(folder, header, RANK)
-        return cls(Personalised(host, editor), items.ids, items.titles, header["info"], bank, compiled)
-
-
-def _built(header: Mapping[str, Any], path: Path) -> tuple[Host, EditorConfig | None]:
-    """The host, yet without its parameters, and the settings of its editor."""
-    try:
+    @staticmethod
+    def _built(header: Mapping[str, Any]) -> Personalised:
         host = make_host(HostConfig.from_dict(header["host"]))
-        return host, None if header["editor"] is None else EditorConfig.from_dict(header["editor"])
-    except (ConfigError, TypeError) as error:
-        raise FormatError(f"{path} has settings that make no model ({error}): release the bundle again") from error
+        if header["editor"] is None:
+            return Personalised(host)
+        config = EditorConfig.from_dict(header["editor"])
+        return Personalised(host, ParameterEditor(config, host.adaptive.specs, host.adaptive.weight_scales()))
+
+    def _entries(self, of_parts: Mapping[str, str]) -> dict[str, Any]:
+        editor = self.model.editor
+        return {
+            "host": self.model.host.config.as_dict(),
+            "editor": None if editor is None else editor.config.as_dict(),
+            "host_digest": of_parts[HOST],
+            "editor_digest": of_parts.get(EDITOR),
+            "bank_version": None if self.bank is None else self.bank.version,
+            "items_digest": digest_json(self.vocabulary.columns()),
+        }
+
+    @staticmethod
+    def _digests(header: Mapping[str, Any]) -> dict[str, str]:
+        return {HOST: header["host_digest"], EDITOR: header["editor_digest"]}
+
+    def _save_more(self, new: Path) -> None:
+        pl.DataFrame(self.vocabulary.columns()).write_parquet(new / ITEMS)
+
+    @staticmethod
+    def _own(folder: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+        items = read_vocabulary(folder, header["items_digest"])
+        return {"item_ids": items.ids, "titles": items.titles}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from persona.errors import ConfigError, DataError, nearest
+from persona.catalogue import check_listed, own_data
+from persona.errors import ConfigError
 from vision.data.images import DeviceImages
 from vision.data.sources import ImageReport, read_images
 from vision.data.sources.found import Found, build
@@ -39,8 +40,7 @@ def load(name: str) -> tuple[DeviceImages, ImageReport]:
     Raises:
         ConfigError: the name is unknown, or its package is not installed; the message holds the line that installs it.
     """
-    if name not in CATALOGUE:
-        raise ConfigError(f"there is no data set {name!r} in the catalogue: {nearest(name, CATALOGUE)}")
+    check_listed(name, CATALOGUE)
     entry = CATALOGUE[name]
     try:
         return entry.read()
@@ -55,13 +55,8 @@ def resolve(source: str | Path, *, size: int | None = None) -> tuple[DeviceImage
         ConfigError: see ``load``.
         DataError: neither a data set nor a path, or the source is broken.
     """
-    name = str(source)
-    if name in CATALOGUE:
-        return load(name)
-    path = Path(source)
-    if path.exists() or path.suffix or len(path.parts) > 1:
-        return read_images(path, size=size)
-    raise DataError(f"{name!r} is neither a path nor a data set of the catalogue: {nearest(name, CATALOGUE)}")
+    path = own_data(source, CATALOGUE, "a path")
+    return load(str(source)) if path is None else read_images(path, size=size)
 
 
 def _digits() -> tuple[DeviceImages, ImageReport]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_known
 
 CORRUPTIONS = (
     "gaussian_noise",
@@ -46,8 +46,7 @@ def check_corruption(name: str, severity: int) -> None:
     Raises:
         ConfigError: one of them is unknown.
     """
-    if name not in CORRUPTIONS:
-        raise ConfigError(f"unknown corruption {name!r}: {nearest(name, CORRUPTIONS)}")
+    check_known("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise ConfigError(f"the severity of a corruption is {severity}, but it has to be between 1 and 5")
 

@@ -25,13 +25,15 @@ from numpy.typing import NDArray
 
 from persona.arrays import arrays_from_bytes, arrays_to_bytes, read_file
 from persona.errors import ConfigError, DataError, FormatError
-from persona.storage import atomic_folder, read_json, write_json
+from persona.prepared import PreparedFormat
+from persona.storage import atomic_folder, write_json
 
 if TYPE_CHECKING:  # whoever only looks at images needs no torch
     from torch import Tensor
 
-FORMAT = "persona-images"
-FORMAT_VERSION = 1
+FORMAT = PreparedFormat(
+    "persona-images", 1, "images.json", "images", "images", ("digest", "device_ids", "class_names", "groups", "meta")
+)
 
 UInt8Array = NDArray[np.uint8]
 Int64Array = NDArray[np.int64]
@@ -144,7 +146,7 @@ class DeviceImages:
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hex, over pixels, labels, devices and groups; ``meta`` does not count."""
-        sha = hashlib.sha256(f"{FORMAT}|{self.pixels.shape}".encode())
+        sha = hashlib.sha256(f"{FORMAT.name}|{self.pixels.shape}".encode())
         for array in (self.pixels, self.labels, self.offsets, self.reserved):
             sha.update(np.ascontiguousarray(array).data)
         for names in (self.device_ids, self.class_names, self.groups):
@@ -235,12 +237,11 @@ class DeviceImages:
             FormatError: ``folder`` exists and holds something else, which is left alone.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / "images.json").is_file() and (folder.is_file() or any(folder.iterdir())):
-            raise FormatError(f"{folder} exists and does not hold images: choose another folder or empty this one")
+        FORMAT.check_target(folder)
         arrays = {name: getattr(self, name) for name in ("pixels", "labels", "offsets", "reserved")}
         header = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
+            "format": FORMAT.name,
+            "version": FORMAT.version,
             "digest": self.digest,
             "device_ids": self.device_ids,
             "class_names": self.class_names,
@@ -249,7 +250,7 @@ class DeviceImages:
         }
         with atomic_folder(folder) as new:
             (new / "images.safetensors").write_bytes(arrays_to_bytes(arrays, {}))
-            write_json(new / "images.json", header)
+            write_json(new / FORMAT.header, header)
 
     @classmethod
     def load(cls, folder: str | Path) -> DeviceImages:
@@ -259,16 +260,7 @@ class DeviceImages:
             FormatError: the folder is missing, holds something else, is of another version, or is damaged.
         """
         folder = Path(folder)
-        if not (folder / "images.json").is_file():
-            raise FormatError(f"{folder} holds no images (no images.json): prepare images into it first")
-        header = read_json(folder / "images.json")
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise FormatError(f"{folder / 'images.json'} was not written by this project: prepare into another folder")
-        if header.get("version") != FORMAT_VERSION:
-            raise FormatError(
-                f"{folder} is of format version {header.get('version')}, this release reads version {FORMAT_VERSION}: "
-                "prepare the images again"
-            )
+        header = FORMAT.read(folder)
         path = folder / "images.safetensors"
         arrays, _ = arrays_from_bytes(read_file(path), str(path))
         try:

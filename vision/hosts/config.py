@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-from persona.errors import ConfigError, nearest
+from persona.errors import ConfigError, check_known
+from persona.settings import Record
 
 TORCHVISION_KINDS = ("mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "shufflenet_v2")
 # The last one needs packages of its own.
@@ -17,7 +17,7 @@ SMALL_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class HostConfig:
+class HostConfig(Record):
     """What a host is built from.
 
     Attributes:
@@ -33,6 +33,8 @@ class HostConfig:
         ConfigError: a setting is out of its range.
     """
 
+    kind_of_field: ClassVar[str] = "host setting"
+
     kind: str
     n_classes: int
     channels: int = 3
@@ -40,14 +42,10 @@ class HostConfig:
     adaptive: str = "classifier"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"unknown host {self.kind!r}: {nearest(str(self.kind), KINDS)}")
-        if self.adaptive not in ADAPTIVE:
-            raise ConfigError(f"unknown adaptive layers {self.adaptive!r}: {nearest(str(self.adaptive), ADAPTIVE)}")
-        for name, least in (("n_classes", 2), ("size", 8)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} has to be a whole number from {least} up, not {value!r}")
+        check_known("host", self.kind, KINDS)
+        check_known("adaptive layers", self.adaptive, ADAPTIVE)
+        self.check_integer("n_classes", 2)
+        self.check_integer("size", 8)
         if self.channels not in (1, 3):
             raise ConfigError(f"images have 1 or 3 channels, not {self.channels!r}")
 
@@ -55,23 +53,3 @@ class HostConfig:
     def small(self) -> bool:
         """Whether the stem keeps the resolution."""
         return self.size <= SMALL_IMAGES
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values; ``from_dict`` reads them."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> HostConfig:
-        """The settings of ``as_dict``.
-
-        Raises:
-            ConfigError: a setting is unknown, missing or out of its range.
-        """
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise ConfigError(f"unknown host setting {name!r}: {nearest(name, names)}")
-        for name in ("kind", "n_classes"):
-            if name not in values:
-                raise ConfigError(f"the host setting {name!r} is missing: add it")
-        return cls(**values)

@@ -14,17 +14,8 @@ from __future__ import annotations
 
 from persona.bundles import BundleFormat
 
-FORMAT = "persona-vision-bundle"
-FORMAT_VERSION = 1
-
-HEADER, HOST, READER, EDITOR, BANK = (
-    "bundle.json",
-    "host.safetensors",
-    "reader.safetensors",
-    "editor.safetensors",
-    "bank",
-)
+HEADER, READER = "bundle.json", "reader.safetensors"
 _ENTRIES = ("host", "image_shape", "classes", "context", "editor", "digests", "bank_version", "info")
-HEADER_OF = BundleFormat(FORMAT, HEADER, {FORMAT_VERSION: _ENTRIES}, "run `persona vision release` first")
+HEADER_OF = BundleFormat("persona-vision-bundle", HEADER, {1: _ENTRIES}, "run `persona vision release` first")
 # Images that an editor reads at most, where the settings do not say.
 CONTEXT_IMAGES = 20

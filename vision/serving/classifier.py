@@ -17,14 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from persona.answering import HOST, Contexts, check_level, plan
-from persona.bundles import check_tables, compiled_now, read_compiled
-from persona.cloud import EditTables
-from persona.errors import ConfigError, DataError, FormatError, MismatchError, PersonaError
-from persona.task import later
+from persona.answering import HOST, Answering, Contexts, check_level, plan
+from persona.bundles import HOST as HOST_FILE
+from persona.bundles import check_tables, fitting
+from persona.errors import ConfigError, DataError, MismatchError
 from vision.data.sources.decode import UnreadableImage, decode
 from vision.serving.bundle import CONTEXT_IMAGES, HEADER_OF
-from vision.serving.bundle import HOST as HOST_FILE
 from vision.serving.graphs import BODY, CompiledModel, softmax
 
 
@@ -53,7 +51,7 @@ class Classification:
     distance: float | None = None
 
 
-class Classifier:
+class Classifier(Answering):
     """A bundle, ready to answer.
 
     Args:
@@ -70,6 +68,8 @@ class Classifier:
         print(answer.classes, answer.level)
     """
 
+    model: CompiledModel
+
     def __init__(
         self,
         model: CompiledModel,
@@ -81,21 +81,9 @@ class Classifier:
         self.model, self.class_names, self.image_shape = model, list(class_names), image_shape
         self.host, self.context_images = host, context_images
 
-    @property
-    def tables(self) -> EditTables | None:
-        """Prototypes and levels; ``None`` for a host alone."""
-        return self.model.tables
-
-    @property
-    def bank(self) -> str:
-        """Version of the prototype bank, empty without one."""
-        return "" if self.tables is None else self.tables.bank
-
     @classmethod
     def load(cls, folder: Path | str) -> Classifier:
         """Read what answers are made with.
-
-        A bundle of an earlier release that was never compiled is compiled now, where torch is installed.
 
         Raises:
             DataError: there is no bundle in the folder, or it was never compiled.
@@ -103,18 +91,11 @@ class Classifier:
             MismatchError: files of the folder belong to different bundles.
         """
         folder = Path(folder)
-        header = HEADER_OF.read(folder)
-        files = read_compiled(folder, header, BODY)
-        if files is None:
-            files = compiled_now(folder, later("vision.serving.release:Release.load"), "vision")
-        try:
+        header, files = HEADER_OF.answering(folder, BODY, "vision")
+        with fitting(folder):
             host = str(header["digests"][HOST_FILE])
             context = int(header["info"].get("settings", {}).get("context_images", CONTEXT_IMAGES))
             made = cls(CompiledModel(files), header["classes"], tuple(header["image_shape"]), host, context)
-        except PersonaError:
-            raise
-        except Exception as error:  # onnxruntime raises many kinds, and a damaged header lacks any key
-            raise FormatError(f"{folder} does not fit together ({type(error).__name__}): release it again") from error
         check_tables(folder, host, header["bank_version"], made.tables)
         return made
 

@@ -105,7 +105,7 @@ def stream_log(
         FormatError: the folder holds something else.
         NotStreamable: times are text, or their parts are of different kinds.
     """
-    files.check_target(folder)
+    files.FORMAT.check_target(folder)
     check_rows(table.rows, table)
     kind = _kind(table, mapping, block)
     users, items = (_vocabulary(table, column, block) for column in (mapping.user, mapping.item))

@@ -2,29 +2,13 @@
 
 from persona.prototypes import HeadMetric, RefineConfig, refine
 from pipelines.steps import vision_streams
-from tests.vision.common import toy_images
+from tests.vision.common import TINY, toy_images
 from vision.config import VisionConfig
 from vision.prototypes import window_codes, window_statistics
 from vision.task import VISION
 
 DATA = toy_images(devices=12, per_device=6, classes=3, size=16)
-CONFIG = VisionConfig(
-    host="compact",
-    mode="held_back",
-    adapt_share=0.4,
-    validation_share=0.2,
-    test_share=0.25,
-    context_images=3,
-    step=3,
-    batch_size=16,
-    epochs=1,
-    editor_epochs=1,
-    steps_per_epoch=2,
-    devices_per_batch=3,
-    width=4,
-    rank=2,
-    prototypes=2,
-)
+CONFIG = VisionConfig(**TINY, host="compact", mode="held_back", prototypes=2)
 
 
 class Unreadable:

@@ -8,7 +8,7 @@ from persona.edits import Edit
 from persona.errors import MismatchError
 from recsys.data.batches import Context, features
 from recsys.hosts import Host, State, make_host
-from tests.contract import HostContract
+from tests.contract import HostContract, cases
 from tests.recsys.hosts.common import (
     CASES,
     HISTORIES,
@@ -26,9 +26,7 @@ B, T, V = len(HISTORIES), SMALL["max_length"], ITEMS
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(params=CASES, ids="-".join)
-def case(request) -> tuple[str, str]:
-    return request.param
+case = cases(CASES)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch import nn
 
 from persona.edits import Edit
 from persona.errors import MismatchError
-from tests.contract import HostContract
+from tests.contract import HostContract, cases
 from tests.vision.hosts.common import (
     CASES,
     CLASSES,
@@ -25,9 +25,7 @@ from vision.hosts.norms import own_statistics
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 
-@pytest.fixture(params=CASES, ids="-".join)
-def case(request) -> tuple[str, str]:
-    return request.param
+case = cases(CASES)
 
 
 @pytest.fixture

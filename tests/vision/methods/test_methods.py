@@ -9,7 +9,7 @@ from persona.errors import ConfigError
 from persona.methods import ReadBeforeReport
 from persona.storage import read_json
 from tests.persona.sealed import sealed
-from tests.vision.common import toy_images
+from tests.vision.common import TINY, toy_images
 from tests.vision.hosts.common import fresh_host, pictures
 from vision.config import VisionConfig
 from vision.evaluation import Window
@@ -23,21 +23,7 @@ from vision.methods.t3a import T3A
 from vision.methods.tent import Tent
 
 DATA = toy_images(devices=12, per_device=6, classes=5, size=16)
-CONFIG = VisionConfig(
-    adapt_share=0.4,
-    validation_share=0.2,
-    test_share=0.25,
-    context_images=3,
-    step=3,
-    batch_size=16,
-    epochs=1,
-    editor_epochs=1,
-    steps_per_epoch=2,
-    devices_per_batch=3,
-    width=4,
-    rank=2,
-    validation_devices=1,
-)
+CONFIG = VisionConfig(**TINY, validation_devices=1)
 KNOWN = ("held_back", "cross_fitted", "joint")
 
 

@@ -7,16 +7,17 @@ import torch
 from PIL import Image
 
 from persona.answering import NO_BANK, NO_EDITOR
+from persona.bundles import EDITOR
 from persona.errors import ConfigError, DataError, FormatError, MismatchError
-from persona.prototypes import fit_bank, receive
+from persona.prototypes import receive
 from persona.storage import save_tensors
 from persona.wire import LEVELS
-from tests.vision.common import toy_images
+from tests.vision.common import awake_release, toy_images
 from vision.config import VisionConfig
 from vision.methods import Problem
 from vision.personalised import Personalised
 from vision.prototypes import window_codes, window_statistics
-from vision.serving.bundle import EDITOR, HEADER
+from vision.serving.bundle import HEADER
 from vision.serving.classifier import Classifier
 from vision.serving.graphs import TABLES
 from vision.serving.release import Release
@@ -29,18 +30,7 @@ SHOWN = DATA.pixels[:5]
 @pytest.fixture(scope="module", params=["classifier", "all"])
 def release(request):
     """A host and an editor that is awake, with a bank of its own edits."""
-    settings = {"host": "compact", "adaptive": request.param, "epochs": 1, "context_images": 3, "step": 3}
-    problem = Problem(DATA, VisionConfig.from_dict(settings | {"validation_share": 0.2, "width": 4, "rank": 2}))
-    host = problem.base_host()
-    model = problem.personalise(host)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.editor.heads.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.editor.host = host.digest()
-    codes, _ = window_codes(model, problem.evaluation(problem.split.adapt))
-    bank = fit_bank(model.editor, codes, 2).bank
-    return Release(model, DATA.class_names, SHAPE, {"settings": problem.config.as_dict()}, bank).compile()
+    return awake_release(DATA, adaptive=request.param).compile()
 
 
 @pytest.fixture(scope="module")
