@@ -110,7 +110,7 @@ class Task:
     """One kind of thing that is personalised.
 
     Attributes:
-        name: of its commands, its experiment and, behind ``persona-``, its registered models.
+        name: of its commands; experiments and registered models are called ``persona-<name>-<data>``.
         place: ``module:name`` of this very value, for processes that are started anew.
         unit: whoever is personalised for.
         context: what an editor reads at once.
@@ -170,12 +170,14 @@ class Task:
     ranks: bool = False
     versions_apart: bool = False
 
-    @property
-    def registered(self) -> str:
-        """Name of the registered bundles."""
-        return f"persona-{self.name}"
+    def registered(self, data: str = "") -> str:
+        """Name of the registered bundles that learned from ``data``, which earlier releases left out of it."""
+        return f"persona-{self.name}-{data}" if data else f"persona-{self.name}"
 
-    @property
-    def banks(self) -> str:
-        """Name of the registered prototype banks."""
-        return f"{self.registered}-prototypes"
+    def banks(self, data: str = "") -> str:
+        """Name of their registered prototype banks."""
+        return f"{self.registered(data)}-prototypes"
+
+    def experiment(self, data: str = "") -> str:
+        """Name of the experiment that their runs are in."""
+        return self.registered(data) if data else self.name

@@ -15,6 +15,14 @@ import typer
 WORK_HELP = "Folder that the steps share: data, checkpoints, results, prototypes, bundle."
 
 WorkOption = Annotated[Path, typer.Option("--work", help=WORK_HELP)]
+NameOption = Annotated[
+    str,
+    typer.Option(
+        "--name",
+        help="What the data is called in MLflow: models are persona-recsys-NAME or persona-vision-NAME. By default as before, or "
+        "like the file. Kept in the workspace.",
+    ),
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ import typer
 from persona.task import OnEpoch, Task
 from pipelines import console
 from pipelines.commands import bars
-from pipelines.commands.options import ConfigOption, Jobs, Methods, Seeds, WorkOption, split, with_settings
+from pipelines.commands.options import ConfigOption, Jobs, Methods, NameOption, Seeds, WorkOption, split, with_settings
 
 if TYPE_CHECKING:
     from pipelines.steps.evaluate import Comparison
@@ -109,6 +109,32 @@ def released(task: Task, space: Workspace, settings: Any, **options: Any) -> Rel
         return release.release(task, settings, space, on_epoch, **options)
 
 
+@contextmanager
+def whole(task: Task, space: Workspace, source: str, name: str, host: str = "") -> Iterator[Any]:
+    """The run around all steps, called after task, data and host; its tag ``data`` is what models are called after."""
+    from pipelines import tracking
+
+    data = space.name_of(source, name)
+    space.connect(task, data)
+    with tracking.run(" ".join(filter(None, (task.name, data, host))), tags={"step": "run", "data": data}) as active:
+        yield active
+
+
+def log_headlines(task: Task, comparisons: Sequence[Comparison], released: Released) -> None:
+    """Leave in the run around all steps what lists of runs show of it: headlines of the host and of what was released."""
+    from persona.comparison import REFERENCE, metric_name
+    from pipelines import tracking
+
+    found = {}
+    for comparison in comparisons:
+        [host] = [row for row in comparison.rows if row.method == REFERENCE]
+        for headline in comparison.headlines:
+            found[metric_name(f"{comparison.protocol} {REFERENCE}", headline)] = host.metrics[headline]
+            name = metric_name(comparison.protocol, headline)
+            found |= {name: released.metrics[name]} if name in released.metrics else {}
+    tracking.log_metrics_batch(found)
+
+
 def _training(task: Task, words: Wording, step: str) -> Callable[..., None]:
     def command(
         given: dict[str, Any],
@@ -188,11 +214,15 @@ def _release(task: Task, words: Wording) -> Callable[..., None]:
         given: dict[str, Any],
         work: WorkOption = task.work,
         config: ConfigOption = None,
+        name: NameOption = "",
         as_json: console.JsonOption = False,
     ) -> None:
         out = start(task, as_json)
         space = workspace(work)
-        made = released(task, space, space.settings(task, given, config))
+        settings = space.settings(task, given, config)
+        if name:
+            space.call(name)
+        made = released(task, space, settings)
         words.released(made, out)
         out.result(made)
 

@@ -65,7 +65,7 @@ def recommend(
     """Answer "what should this user see now".
 
     Args:
-        source: a bundle folder, or a registered model such as ``models:/persona-recsys@candidate``.
+        source: a bundle folder, or a registered model such as ``models:/persona-recsys-movielens-small@candidate``.
         work: where ``user`` is looked up.
         user: an id of the prepared log, whose history is used; or
         history: item ids, oldest first, of anybody.
@@ -124,7 +124,7 @@ def classify(
     """Answer "what do these images of one device show".
 
     Args:
-        source: a bundle folder, or a registered model such as ``models:/persona-vision@candidate``.
+        source: a bundle folder, or a registered model such as ``models:/persona-vision-digits@candidate``.
         work: where ``device`` is looked up.
         device: an id of the prepared data, whose last images are classified; or
         images: files, oldest first, or folders of them.

@@ -125,7 +125,7 @@ def evaluate(
     protocols = list(protocols) or [config.protocol]
     chosen = with_host(methods, task.methods(), task.rivals)
     todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
-    tracking.connect(task.name)
+    work.connect(task)
     with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
         tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
         work.data(task)  # says what to do where there is none, before any process is started

@@ -62,7 +62,7 @@ def refine(
     found = None
     if merged is None or source or window is not None or days:
         found = new_events(work, parent.item_ids, source=source, columns=columns, window=window, days=days)
-    tracking.connect(RECSYS.name)
+    work.connect(RECSYS)
     with tracking.run("refine", tags={"step": "refine"}):
         if merged is None:
             assert found is not None
@@ -70,7 +70,9 @@ def refine(
         tracking.log_params({f"refine.{name}": value for name, value in asdict(limits).items()} | merged.window)
         decide = None if found is None else partial(_on_window, found, parent)
         report, where = partial(_on_test, work), "the new events"
-        return bank.refine(RECSYS, parent, lineage, merged, limits, decide=decide, report=report, where=where)
+        return bank.refine(
+            RECSYS, parent, lineage, merged, limits, decide=decide, report=report, where=where, data=work.name
+        )
 
 
 def _to_refine(work: Workspace) -> tuple[Release, Lineage]:
