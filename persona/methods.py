@@ -102,6 +102,7 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
         folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
             data with the same settings has the same place in it, so that only what changed is trained again.
         on_epoch: called with the name of a training and the metrics of each of its epochs.
+        owner: what all of it depends on besides data and settings, as JSON values.
 
     Attributes:
         edited: methods whose names start so depend on the settings of editors.
@@ -112,13 +113,19 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
     banked: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, data: DataT, config: ConfigT, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
+        self,
+        data: DataT,
+        config: ConfigT,
+        *,
+        folder: Path | None = None,
+        on_epoch: OnEpoch | None = None,
+        owner: Mapping[str, Any] | None = None,
     ) -> None:
         self.data, self.config = data, config
         self.trainings = Trainings(
             folder,
             f"{config.host}-seed{config.seed}",
-            {"data": data.digest, **config.host_settings()},
+            {"data": data.digest, **config.host_settings(), **(owner or {})},
             config.editor_settings(),
             self.edited,
             on_epoch,

@@ -90,7 +90,7 @@ class Interface:
         artifact: name of the logged model, and of the file that answers for it.
         inputs: type of every column; empty where the input is an array like the example.
         outputs: type of every column; a list holds the type of its members.
-        parameters: with their defaults.
+        parameters: with their defaults; one that the ``info`` of a release tells has that instead.
         requirements: packages that a server of the model needs; the code itself travels with it.
         example: an input for a release.
         describe: a release in one line, for people, given the tags of its version.

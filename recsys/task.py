@@ -60,8 +60,10 @@ def _release(problem: Problem, model: Personalised, info: Mapping[str, Any]) -> 
     from persona.torch_device import on_cpu
     from recsys.serving.release import Release
 
-    data = problem.data
-    return Release(on_cpu(model), data.item_ids.to_list(), None if data.titles is None else data.titles.to_list(), info)
+    data, titles = problem.data, problem.data.titles
+    # Every door answers as the version was judged.
+    told = {**info, "seen": True} if problem.config.offers_seen(data) else info
+    return Release(on_cpu(model), data.item_ids.to_list(), None if titles is None else titles.to_list(), told)
 
 
 def _save(release: Release, folder: Path, item_table: str = "") -> None:
@@ -99,7 +101,7 @@ RECSYS = Task(
         artifact="recommender",
         inputs={"history": [str]},
         outputs={"items": [str], "scores": [float], "titles": [str], "level": str, "fallback": str},
-        parameters={"k": 10, "level": "edit"},
+        parameters={"k": 10, "level": "edit", "seen": False},
         requirements=("onnxruntime", "safetensors", "polars", "numpy", "pandas"),
         example=_example,
         describe=_describe,

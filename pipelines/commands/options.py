@@ -12,6 +12,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from persona.settings import Settings
+
 WORK_HELP = "Folder that the steps share: data, checkpoints, results, prototypes, bundle."
 
 WorkOption = Annotated[Path, typer.Option("--work", help=WORK_HELP)]
@@ -35,11 +37,13 @@ MaxMissed = Annotated[
 ]
 # As in ``RefineConfig``, which is not imported before a command runs.
 MAX_MISSED = 0.002
+# What a switch says of a setting that is also ``auto``.
+SWITCHED = {True: "yes", False: "no"}
 SECTION = "Settings (kept from step to step in the workspace)"
 
 
 def with_settings(
-    command: Callable[..., Any], record: type[Any], fixed: Mapping[str, Any] | None = None
+    command: Callable[..., Any], record: type[Settings], fixed: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
     """Give ``command(given, ...)`` one option for every setting of ``record``, a dataclass that describes its attributes.
 
@@ -55,15 +59,18 @@ def with_settings(
         assert setting.default is not MISSING
         text = f"{described[setting.name]} [default: {setting.default}]"
         flag = f"--{setting.name.replace('_', '-')}"
-        flags = [f"{flag}/--no-{flag[2:]}"] if types[setting.name] is bool else [flag]
+        switch = types[setting.name] is bool or setting.name in record.switch_names
+        flags = [f"{flag}/--no-{flag[2:]}"] if switch else [flag]
         option = typer.Option(*flags, help=text, show_default=False, rich_help_panel=SECTION)
-        annotation = Annotated[(types[setting.name] | None, option)]  # type: ignore[valid-type, name-defined]
+        kept = bool if switch else types[setting.name]
+        annotation = Annotated[(kept | None, option)]  # type: ignore[valid-type]
         kind = inspect.Parameter.KEYWORD_ONLY
         settings.append(inspect.Parameter(setting.name, kind, default=None, annotation=annotation))
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> Any:
         given = {name: values.pop(name) for name in names}
+        given |= {name: SWITCHED[given[name]] for name in record.switch_names if given[name] is not None}
         return command(given=given, **fixed, **values)
 
     own = inspect.signature(command, eval_str=True)

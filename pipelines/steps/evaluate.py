@@ -127,15 +127,16 @@ def evaluate(
     todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
     work.connect(task)
     with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
-        tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
-        work.data(task)  # says what to do where there is none, before any process is started
+        data = work.data(task)  # says what to do where there is none, before any process is started
+        settings = config.as_dict() | config.resolved(data)
+        tracking.log_params({**settings, "seeds": seeds, "compared": ",".join(chosen)})
         measured = cells.measure_cells(task, todo, jobs, notify)
         comparisons = []
         for protocol in protocols:
             found = Comparison.of_seeds(
                 [m for cell, m in zip(todo, measured, strict=True) if cell.config.protocol == protocol],
                 protocol=protocol,
-                settings=config.as_dict(),
+                settings=settings,
                 unit=f"{task.unit}s",
                 headlines=task.headlines(protocol),
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines import tracking
 from pipelines.steps.workspace import Workspace
+from recsys.config import REPEATS
 from recsys.data.log.streaming import PreparedLog
 from recsys.data.preparing import prepare_log
 from recsys.task import RECSYS
@@ -72,6 +73,10 @@ def prepare(
         work.call(name, source)
         _log_data(made, name)
     understood = [*made.report.lines(), f"baskets {made.meta['baskets']}"]
+    if made.report.repeats_share >= REPEATS:
+        understood.append(
+            f"from {REPEATS:.0%} on, items that users have had are offered again and ranked with the rest (--no-seen: they are not)"
+        )
     return Prepared(users, made.items, events, made.baskets, made.digest, understood)
 
 

@@ -100,6 +100,7 @@ def _on_window(window: Window, parent: Release, child: Release) -> bank.Compared
         rows,
         max_length=child.model.host.config.max_length,
         full=settings.get("protocol") == "full",
+        seen=child.info.get("seen", False),
         seed=settings.get("seed", 0),
         limit=COMPARED_ROWS,
     )

@@ -61,7 +61,7 @@ def register(
         python_model=str(Path(__file__).with_name(f"pyfunc_{called.artifact}.py")),
         artifacts={"bundle": str(bundle)},
         code_paths=[str(root / "persona"), str(root / task.name)],
-        signature=signature(called, example),
+        signature=signature(called, example, release.info),
         input_example=example,
         pip_requirements=[f"{name}=={version(name)}" for name in called.requirements],
     )
@@ -165,16 +165,17 @@ def hush() -> None:
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 
-def signature(called: Interface, example: Any) -> Any:
+def signature(called: Interface, example: Any, info: Mapping[str, Any]) -> Any:
     """What a registered model reads and answers, and its parameters, as MLflow wants to know it."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
+    parameters = {name: info.get(name, usual) for name, usual in called.parameters.items()}
     inputs: list[Any] = [ColSpec(_type(kind), name) for name, kind in called.inputs.items()]
     return ModelSignature(
         inputs=Schema(inputs or [TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
         outputs=Schema([ColSpec(_type(kind), name) for name, kind in called.outputs.items()]),
-        params=ParamSchema([ParamSpec(name, _type(type(usual)), usual) for name, usual in called.parameters.items()]),
+        params=ParamSchema([ParamSpec(name, _type(type(usual)), usual) for name, usual in parameters.items()]),
     )
 
 
@@ -185,4 +186,4 @@ def _type(kind: Any) -> Any:
 
     if isinstance(kind, list):
         return Array(_type(kind[0]))
-    return {str: DataType.string, float: DataType.double, int: DataType.long}[kind]
+    return {str: DataType.string, float: DataType.double, int: DataType.long, bool: DataType.boolean}[kind]

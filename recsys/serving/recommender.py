@@ -40,7 +40,7 @@ class Ask:
         level: one of ``persona.wire.LEVELS``.
         exclude: ids that must not be recommended.
         only: recommend none but these, if given.
-        seen: whether items of the history may be recommended again.
+        seen: whether items of the history may be recommended again; as the bundle says by default.
     """
 
     history: Sequence[Any]
@@ -48,7 +48,7 @@ class Ask:
     level: str = "edit"
     exclude: Sequence[Any] = ()
     only: Sequence[Any] | None = None
-    seen: bool = False
+    seen: bool | None = None
 
 
 @dataclass(slots=True)  # freezing would triple what it costs to make one, of which every answer has ten
@@ -114,6 +114,7 @@ class Recommender:
         model: graphs and tables.
         vocabulary: the items.
         host: digest of the host.
+        seen: whether items of a history are recommended again where nothing else is asked for.
 
     Example::
 
@@ -122,8 +123,8 @@ class Recommender:
         print([item.title for item in answer.items], answer.level)
     """
 
-    def __init__(self, model: CompiledModel, vocabulary: Vocabulary, host: str) -> None:
-        self.model, self.vocabulary, self.host = model, vocabulary, host
+    def __init__(self, model: CompiledModel, vocabulary: Vocabulary, host: str, seen: bool = False) -> None:
+        self.model, self.vocabulary, self.host, self.seen = model, vocabulary, host, seen
 
     @property
     def item_ids(self) -> list[str]:
@@ -165,7 +166,7 @@ class Recommender:
         except Exception as error:  # onnxruntime raises many kinds, and a damaged header lacks any key
             raise FormatError(f"{folder} does not fit together ({type(error).__name__}): release it again") from error
         check_tables(folder, header["host_digest"], header.get("bank_version"), model.tables)
-        return cls(model, vocabulary, header["host_digest"])
+        return cls(model, vocabulary, header["host_digest"], bool(header["info"].get("seen")))
 
     def known_items(self, history: Sequence[Any]) -> tuple[list[int], list[Any]]:
         """Item indices of a history, and the ids in it that the vocabulary does not have."""
@@ -182,7 +183,7 @@ class Recommender:
         *,
         level: str = "edit",
         exclude: Sequence[Any] = (),
-        seen: bool = False,
+        seen: bool | None = None,
         only: Sequence[Any] | None = None,
     ) -> Recommendation:
         """The ``k`` best items for one history; arguments and errors as ``Ask`` and ``answer`` have them."""
@@ -195,7 +196,7 @@ class Recommender:
         *,
         level: str = "edit",
         exclude: Sequence[Sequence[Any]] | None = None,
-        seen: bool = False,
+        seen: bool | None = None,
     ) -> list[Recommendation]:
         """Answers for B histories at once, each as ``recommend`` gives it, with one ``exclude`` a history."""
         without = [()] * len(histories) if exclude is None else exclude
@@ -259,4 +260,5 @@ class Recommender:
 
     def _banned(self, ask: Ask, known: Sequence[int]) -> set[int]:
         """Item indices that must not be recommended."""
-        return {*(() if ask.seen else known), *(self.known_items(ask.exclude)[0] if ask.exclude else ())}
+        seen = self.seen if ask.seen is None else ask.seen
+        return {*(() if seen else known), *(self.known_items(ask.exclude)[0] if ask.exclude else ())}

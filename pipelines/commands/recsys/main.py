@@ -19,6 +19,7 @@ from pipelines.commands.recsys.options import (
     LevelOption,
     MinEvents,
     Protocols,
+    SeenOption,
     TimeColumn,
     TitleColumn,
     UserColumn,
@@ -143,6 +144,7 @@ def recommend(
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
     level: LevelOption = "edit",
     drop_last: Annotated[int, typer.Option(min=0, help="Leave out this many of the latest events.")] = 0,
+    seen: SeenOption = None,
     as_json: console.JsonOption = False,
 ) -> None:
     """Answer: what should this user see now."""
@@ -158,6 +160,7 @@ def recommend(
         k=k,
         level=level,
         drop_last=drop_last,
+        seen=seen,
     )
     show.answered(answer, out)
     out.result(answer)

@@ -76,7 +76,7 @@ def test_a_registered_bundle_is_the_candidate_with_all_that_describes_it(release
     info = mlflow.models.get_model_info("models:/persona-recsys-films@candidate")
     assert info.signature.inputs.input_names() == ["history"]
     assert info.signature.outputs.input_names() == ["items", "scores", "titles", "level", "fallback"]
-    assert {p.name: p.default for p in info.signature.params.params} == {"k": 10, "level": "edit"}
+    assert {p.name: p.default for p in info.signature.params.params} == {"k": 10, "level": "edit", "seen": False}
     assert info.saved_input_example_info["type"] == "dataframe"
 
     fetched = registry.download("models:/persona-recsys-films@candidate")
@@ -99,6 +99,16 @@ def test_a_registered_bundle_is_the_candidate_with_all_that_describes_it(release
     assert again.version == 2
     assert int(client.get_model_version_by_alias("persona-recsys-films", "candidate").version) == 2
     assert int(client.get_model_version("persona-recsys-films", "1").version) == 1, "the earlier version stays"
+
+
+def test_the_signature_says_what_the_release_offers():
+    parameters = {
+        offered: {
+            p.name: p.default for p in registry.signature(RECSYS.interface, HISTORIES, {"seen": offered}).params.params
+        }
+        for offered in (True, False)
+    }
+    assert [parameters[offered]["seen"] for offered in (True, False)] == [True, False]
 
 
 def check_no_pickle(model):
