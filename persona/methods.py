@@ -22,6 +22,7 @@ from torch import nn
 from persona.comparison import Measured
 from persona.editor import ParameterEditor
 from persona.errors import ConfigError, nearest
+from persona.plugins import code_digest, function, is_place
 from persona.prototypes import HeadMetric, Server
 from persona.prototypes.fitted_format import load_fitted, save_fitted
 from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank, LevelScore, fit_editor_bank
@@ -219,18 +220,26 @@ Method = Callable[[ProblemT], TrainedT]
 
 
 def train_method(name: str, problem: ProblemT, methods: Mapping[str, Method[ProblemT, TrainedT]]) -> TrainedT:
-    """Train the method called ``name``.
+    """Train the method called ``name``, or the one at the place ``module:function``.
 
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in methods:
-        raise ConfigError(f"unknown method {name!r}: {nearest(name, methods)}")
-    return methods[name](problem)
+    if name in methods:
+        return methods[name](problem)
+    if is_place(name):
+        trained: TrainedT = function(name)(problem)
+        return trained
+    raise ConfigError(f"unknown method {name!r}: {nearest(name, methods)}")
 
 
-def measure(problem: ProblemT, name: str, methods: Mapping[str, Method[ProblemT, TrainedT]]) -> Measured:
-    """Train and test one method, or take the result that is already in the problem's folder."""
+def measure(
+    problem: ProblemT,
+    name: str,
+    methods: Mapping[str, Method[ProblemT, TrainedT]],
+    depends: Mapping[str, Any] | None = None,
+) -> Measured:
+    """Train and test one method, or take the result that is already in the problem's folder, with what it ``depends`` on."""
 
     def report() -> Measured:
         trained = train_method(name, problem, methods)
@@ -246,7 +255,10 @@ def measure(problem: ProblemT, name: str, methods: Mapping[str, Method[ProblemT,
             chosen={setting: float(value) for setting, value in trained.chosen.items()},
         )
 
-    return problem.trainings.measured(name, report, problem.depends(name), problem.needed)
+    depends = {**problem.depends(name), **(depends or {})}
+    if name not in methods and is_place(name):
+        depends["code"] = code_digest(name)
+    return problem.trainings.measured(name, report, depends, problem.needed)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ OnEpoch = Callable[[str, dict[str, float]], None]
 # Levels of a bank that its versions are compared at, and the first of them: prototypes alone.
 SERVED = ("prototype", "basis")
 ALONE = SERVED[0]
+# How the name of a method begins that is a file of scores.
+SCORES = "scores:"
 
 
 def found_at(place: str) -> Any:
@@ -125,7 +127,8 @@ class Task:
         interface: of its registered models.
         load: (folder) -> the prepared data.
         problem: (data, config, folder=, on_epoch=) -> what methods are given.
-        methods: () -> names of all methods.
+        methods: () -> names of all methods, those that other packages declare included.
+        named: names of its own methods, which help shows at once.
         rivals: those that stand in every comparison, beside the host.
         headlines: (protocol) -> metrics that tables and figures show.
         measure: (problem, method) -> the method on the test part.
@@ -138,6 +141,7 @@ class Task:
         release: (problem, model, info) -> what is saved as a bundle, without a bank: it has ``model``, ``info``, ``host_digest``,
             ``bank``, the ``server`` of its bank, and ``with_bank(bank)``.
         save: (release, folder, **options) writes the bundle.
+        rows: (problems, one a seed) -> a table of the test rows for others to score; ``None`` where files of scores are not taken.
         observe: (problem, measured by label, release, level) -> what the release did on the test part; reads that part.
     """
 
@@ -155,6 +159,7 @@ class Task:
     load: Callable[[Path], Any]
     problem: Callable[..., Any]
     methods: Callable[[], Collection[str]]
+    named: tuple[str, ...]
     rivals: tuple[str, ...]
     headlines: Callable[[str], tuple[str, ...]]
     measure: Callable[[Any, str], Measured]
@@ -169,6 +174,7 @@ class Task:
     observe: Callable[[Any, Mapping[str, Measured], Any, str], Observed]
     ranks: bool = False
     versions_apart: bool = False
+    rows: Callable[[Sequence[Any]], Any] | None = None
 
     def registered(self, data: str = "") -> str:
         """Name of the registered bundles that learned from ``data``, which earlier releases left out of it."""

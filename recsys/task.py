@@ -85,9 +85,37 @@ def _describe(release: Release, tags: Mapping[str, Any]) -> str:
     )
 
 
+# Those of ``recsys.methods``, which takes seconds to import.
+METHODS = (
+    "host",
+    "popularity",
+    "popularity_recent",
+    "item_knn",
+    "markov",
+    "personal",
+    "trained_longer",
+    "finetune_all",
+    "finetune_adaptive",
+    "finetune_cluster",
+    "finetune_device_1",
+    "finetune_device_10",
+    "duet",
+    "apg",
+    "persona_frozen",
+    "persona_joint",
+    "persona_generated",
+    "host_refreshed",
+    "persona_held_back",
+    "persona_cross_fitted",
+    "persona_prototypes",
+    "persona_basis",
+    "persona",
+)
+
 RECSYS = Task(
     **at_home("recsys"),
     name="recsys",
+    named=METHODS,
     place="recsys.task:RECSYS",
     unit="user",
     context="context",
@@ -119,4 +147,5 @@ RECSYS = Task(
     save=_save,
     ranks=True,
     versions_apart=True,
+    rows=later("recsys.methods.given:rows_to_score"),
 )

@@ -28,9 +28,8 @@ NameOption = Annotated[
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]
-Methods = Annotated[
-    str, typer.Option(help="Comma-separated methods; all by default. The host and simple rivals are always among them.")
-]
+METHODS_HELP = "Comma-separated methods; all by default. The host and simple rivals are always among them."
+Methods = Annotated[str, typer.Option(help=METHODS_HELP)]
 Model = Annotated[str, typer.Option(help="A bundle folder or a registered model; the workspace's by default.")]
 MaxMissed = Annotated[
     float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")

@@ -9,7 +9,7 @@ import typer
 
 from pipelines import console
 from pipelines.commands import task
-from pipelines.commands.options import ConfigOption, Jobs, Methods, Model, NameOption, Seeds, WorkOption, split
+from pipelines.commands.options import ConfigOption, Jobs, Model, NameOption, Seeds, WorkOption, split
 from pipelines.commands.recsys import plan, prototypes, replay, show
 from pipelines.commands.recsys.options import (
     WORK,
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from pipelines.steps.recsys import Prepared
     from pipelines.steps.workspace import Workspace
     from recsys.config import RecsysConfig
+
+# A first run compares these, few of which are trained; `evaluate` compares all methods.
+FIRST_METHODS = (
+    "host,popularity,popularity_recent,item_knn,markov,personal,host_refreshed,finetune_all,persona_prototypes,persona"
+)
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -174,7 +179,7 @@ def run(
     work: WorkOption = WORK,
     config: ConfigOption = None,
     protocols: Protocols = "",
-    methods: Methods = "",
+    methods: Annotated[str, typer.Option(help="Comma-separated methods; `evaluate --help` names all.")] = FIRST_METHODS,
     seeds: Seeds = 1,
     jobs: Jobs = 1,
     user: Annotated[
