@@ -129,6 +129,7 @@ class Task:
         problem: (data, config, folder=, on_epoch=) -> what methods are given.
         methods: () -> names of all methods, those that other packages declare included.
         named: names of its own methods, which help shows at once.
+        untrained: those of them that train nothing, so that they take no time to speak of.
         rivals: those that stand in every comparison, beside the host.
         headlines: (protocol) -> metrics that tables and figures show.
         measure: (problem, method) -> the method on the test part.
@@ -161,6 +162,7 @@ class Task:
     methods: Callable[[], Collection[str]]
     named: tuple[str, ...]
     rivals: tuple[str, ...]
+    untrained: tuple[str, ...]
     headlines: Callable[[str], tuple[str, ...]]
     measure: Callable[[Any, str], Measured]
     train_host: Callable[[Any], tuple[str, FitResult]]

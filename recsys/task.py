@@ -137,6 +137,7 @@ RECSYS = Task(
     load=later("recsys.data.sequences:SequenceData.load"),
     # Whoever does not beat these needs no model.
     rivals=("popularity_recent", "item_knn"),
+    untrained=("popularity", "popularity_recent", "item_knn", "markov", "personal"),
     headlines=_headlines,
     train_host=_train_host,
     model=_model,

@@ -128,6 +128,7 @@ VISION = Task(
     ),
     load=later("vision.data.images:DeviceImages.load"),
     rivals=(),
+    untrained=("batch_norm", "tent", "t3a", "lame"),
     headlines=lambda protocol: ("accuracy", "logloss"),
     train_host=_train_host,
     model=_model,

@@ -125,9 +125,10 @@ def evaluated(
     from pipelines.steps import evaluate
 
     protocols = list(protocols) or [settings.protocol]
-    total = len(protocols) * seeds * len(evaluate.chosen(task, methods, scores))
-    with console.progress("methods", total) as advance:
-        notify = bars.methods(advance, settings.monitor)
+    quick = {*task.untrained, *(path.stem for path in scores)}
+    trained = [name for name in evaluate.chosen(task, methods) if name not in quick]
+    with console.progress("trained methods", len(protocols) * seeds * len(trained)) as advance:
+        notify = bars.methods(advance, settings.monitor, quick)
         return evaluate.evaluate(
             task,
             settings,
