@@ -210,7 +210,7 @@ def _lines(description: str, clock: _Clock, limit: str) -> Advance:
     def advance(steps: int = 1, note: str = "") -> None:
         nonlocal last
         seconds, now = clock.advance(steps), time.monotonic()
-        if clock.done < clock.total and now - last < SECONDS_BETWEEN_LINES:
+        if not (steps and clock.done >= clock.total) and now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
         left = clock.left()
