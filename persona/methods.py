@@ -22,6 +22,7 @@ from torch import nn
 from persona.comparison import Measured
 from persona.editor import ParameterEditor
 from persona.errors import ConfigError, check_known
+from persona.plugins import code_digest, function, is_place
 from persona.prototypes import HeadMetric, PrototypeBank, Server
 from persona.prototypes.fitted_format import load_fitted, save_fitted
 from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank, LevelScore, fit_editor_bank
@@ -103,6 +104,7 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
         folder: where trainings leave their checkpoints, and resume from; without one nothing is kept. Work on the same
             data with the same settings has the same place in it, so that only what changed is trained again.
         on_epoch: called with the name of a training and the metrics of each of its epochs.
+        owner: what all of it depends on besides data and settings, as JSON values.
 
     Attributes:
         edited: methods whose names start so depend on the settings of editors.
@@ -113,13 +115,19 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
     banked: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, data: DataT, config: ConfigT, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
+        self,
+        data: DataT,
+        config: ConfigT,
+        *,
+        folder: Path | None = None,
+        on_epoch: OnEpoch | None = None,
+        owner: Mapping[str, Any] | None = None,
     ) -> None:
         self.data, self.config = data, config
         self.trainings = Trainings(
             folder,
             f"{config.host}-seed{config.seed}",
-            {"data": data.digest, **config.host_settings()},
+            {"data": data.digest, **config.host_settings(), **(owner or {})},
             config.editor_settings(),
             self.edited,
             on_epoch,
@@ -213,17 +221,25 @@ Method = Callable[[ProblemT], TrainedT]
 
 
 def train_method(name: str, problem: ProblemT, methods: Mapping[str, Method[ProblemT, TrainedT]]) -> TrainedT:
-    """Train the method called ``name``.
+    """Train the method called ``name``, or the one at the place ``module:function``.
 
     Raises:
         ConfigError: the name is unknown.
     """
+    if is_place(name):
+        trained: TrainedT = function(name)(problem)
+        return trained
     check_known("method", name, methods)
     return methods[name](problem)
 
 
-def measure(problem: ProblemT, name: str, methods: Mapping[str, Method[ProblemT, TrainedT]]) -> Measured:
-    """Train and test one method, or take the result that is already in the problem's folder."""
+def measure(
+    problem: ProblemT,
+    name: str,
+    methods: Mapping[str, Method[ProblemT, TrainedT]],
+    depends: Mapping[str, Any] | None = None,
+) -> Measured:
+    """Train and test one method, or take the result that is already in the problem's folder, with what it ``depends`` on."""
 
     def report() -> Measured:
         trained = train_method(name, problem, methods)
@@ -239,7 +255,10 @@ def measure(problem: ProblemT, name: str, methods: Mapping[str, Method[ProblemT,
             chosen={setting: float(value) for setting, value in trained.chosen.items()},
         )
 
-    return problem.trainings.measured(name, report, problem.depends(name), problem.needed)
+    depends = {**problem.depends(name), **(depends or {})}
+    if name not in methods and is_place(name):
+        depends["code"] = code_digest(name)
+    return problem.trainings.measured(name, report, depends, problem.needed)
 
 
 @dataclass(frozen=True)

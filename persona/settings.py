@@ -75,10 +75,12 @@ class Settings(Record):
         width: of the editing codes.
         editor_names: fields that only what has an editor depends on: hosts are shared between settings that differ here.
         quiet_names: fields that are in no record while they have their defaults.
+        switch_names: fields that are ``yes``, ``no`` or ``auto``, and switches on the command line.
     """
 
     editor_names: ClassVar[tuple[str, ...]] = ()
     quiet_names: ClassVar[tuple[str, ...]] = PROCESSOR_SETTINGS
+    switch_names: ClassVar[tuple[str, ...]] = ()
 
     def check_types(self) -> None:
         """Settings may come from a file: whole numbers do for decimal ones, and are one and the same setting.
@@ -122,6 +124,10 @@ class Settings(Record):
         """Plain values for JSON, without ``quiet_names`` that have their defaults."""
         usual = {f.name: f.default for f in fields(self) if f.name in self.quiet_names}
         return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
+
+    def resolved(self, data: Any) -> dict[str, Any]:
+        """What settings that follow the data come to on it, where that is not what is usual."""
+        return {}
 
     def under_protocol(self, protocol: str) -> Self:
         """The same settings under another protocol; a task with a single one has nothing to change."""

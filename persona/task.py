@@ -30,6 +30,8 @@ OnEpoch = Callable[[str, dict[str, float]], None]
 # Levels of a bank that its versions are compared at, and the first of them: prototypes alone.
 SERVED = ("prototype", "basis")
 ALONE = SERVED[0]
+# How the name of a method begins that is a file of scores.
+SCORES = "scores:"
 
 
 def found_at(place: str) -> Any:
@@ -90,7 +92,7 @@ class Interface:
         artifact: name of the logged model, and of the file that answers for it.
         inputs: type of every column; empty where the input is an array like the example.
         outputs: type of every column; a list holds the type of its members.
-        parameters: with their defaults.
+        parameters: with their defaults; one that the ``info`` of a release tells has that instead.
         requirements: packages that a server of the model needs; the code itself travels with it.
         example: an input for a release.
         describe: a release in one line, for people, given the tags of its version.
@@ -110,7 +112,7 @@ class Task:
     """One kind of thing that is personalised.
 
     Attributes:
-        name: of its commands, its experiment and, behind ``persona-``, its registered models.
+        name: of its commands; experiments and registered models are called ``persona-<name>-<data>``.
         place: ``module:name`` of this very value, for processes that are started anew.
         unit: whoever is personalised for.
         context: what an editor reads at once.
@@ -125,7 +127,9 @@ class Task:
         interface: of its registered models.
         load: (folder) -> the prepared data.
         problem: (data, config, folder=, on_epoch=) -> what methods are given.
-        methods: () -> names of all methods.
+        methods: () -> names of all methods, those that other packages declare included.
+        named: names of its own methods, which help shows at once.
+        untrained: those of them that train nothing, so that they take no time to speak of.
         rivals: those that stand in every comparison, beside the host.
         headlines: (protocol) -> metrics that tables and figures show.
         measure: (problem, method) -> the method on the test part.
@@ -138,6 +142,7 @@ class Task:
         release: (problem, model, info) -> what is saved as a bundle, without a bank: it has ``model``, ``info``, ``host_digest``,
             ``bank``, the ``server`` of its bank, and ``with_bank(bank)``.
         save: (release, folder, **options) writes the bundle.
+        rows: (problems, one a seed) -> a table of the test rows for others to score; ``None`` where files of scores are not taken.
         observe: (problem, measured by label, release, level) -> what the release did on the test part; reads that part.
     """
 
@@ -155,7 +160,9 @@ class Task:
     load: Callable[[Path], Any]
     problem: Callable[..., Any]
     methods: Callable[[], Collection[str]]
+    named: tuple[str, ...]
     rivals: tuple[str, ...]
+    untrained: tuple[str, ...]
     headlines: Callable[[str], tuple[str, ...]]
     measure: Callable[[Any, str], Measured]
     train_host: Callable[[Any], tuple[str, FitResult]]
@@ -169,13 +176,16 @@ class Task:
     observe: Callable[[Any, Mapping[str, Measured], Any, str], Observed]
     ranks: bool = False
     versions_apart: bool = False
+    rows: Callable[[Sequence[Any]], Any] | None = None
 
-    @property
-    def registered(self) -> str:
-        """Name of the registered bundles."""
-        return f"persona-{self.name}"
+    def registered(self, data: str = "") -> str:
+        """Name of the registered bundles that learned from ``data``, which earlier releases left out of it."""
+        return f"persona-{self.name}-{data}" if data else f"persona-{self.name}"
 
-    @property
-    def banks(self) -> str:
-        """Name of the registered prototype banks."""
-        return f"{self.registered}-prototypes"
+    def banks(self, data: str = "") -> str:
+        """Name of their registered prototype banks."""
+        return f"{self.registered(data)}-prototypes"
+
+    def experiment(self, data: str = "") -> str:
+        """Name of the experiment that their runs are in."""
+        return self.registered(data) if data else self.name

@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -123,51 +124,98 @@ class Advance(Protocol):
         """Move the bar."""
 
 
+class _Clock:
+    """How long something has taken, and how long it will still take if it goes on as it did so far.
+
+    Args:
+        total: steps.
+        started: when it began (``time.monotonic``), if that was before now.
+    """
+
+    def __init__(self, total: int, started: float | None) -> None:
+        self.total, self.done = total, 0
+        self.start = self.told = time.monotonic() if started is None else started
+
+    def advance(self, steps: int) -> float:
+        """``steps`` more are done now; seconds since the start."""
+        self.done += steps
+        now = time.monotonic()
+        if steps:
+            self.told = now
+        return now - self.start
+
+    def left(self) -> float | None:
+        """Seconds from now; ``None`` while nothing is done, which says nothing of them."""
+        if not self.done:
+            return None
+        each = (self.told - self.start) / self.done
+        return max(0.0, each * max(self.total - self.done, 0) - (time.monotonic() - self.told))
+
+
+class _Left(ProgressColumn):
+    """What is left of a bar, over all of its steps; rich's own column forgets steps that are longer than half a minute."""
+
+    def __init__(self, clock: _Clock, at_most: str) -> None:
+        super().__init__()
+        self.clock, self.at_most = clock, at_most
+
+    def render(self, task: Task) -> Text:
+        """Hours, minutes and seconds."""
+        left = self.clock.left()
+        return Text("left -:--:--" if left is None else f"left{self.at_most} {timedelta(seconds=round(left))}")
+
+
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Advance]:
+def progress(description: str, total: int, *, started: float | None = None, at_most: bool = False) -> Iterator[Advance]:
     """A bar with elapsed and remaining time on stderr; a line every ten seconds where that is no terminal.
+
+    Args:
+        description: of what is done.
+        total: steps.
+        started: when it began (``time.monotonic``), if that was before now.
+        at_most: it may end before all steps are done.
 
     Example::
 
         with progress("host", config.epochs) as advance:
             fit(..., on_epoch=lambda metrics: advance(note=f"uauc {metrics['uauc']:.4f}"))
     """
+    clock, limit = _Clock(total, started), " at most" if at_most else ""
     if not sys.stderr.isatty():
-        yield _lines(description, total)
+        yield _lines(description, clock, limit)
         return
     columns = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _Left(clock, limit),
         TextColumn("[dim]{task.fields[note]}"),
     ]
     with Progress(*columns, console=_console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, note="")
+        bar.tasks[0].start_time = bar.get_time() - clock.advance(0)
 
         def advance(steps: int = 1, note: str = "") -> None:
+            clock.advance(steps)
             bar.update(task, advance=steps, note=note)
 
         yield advance
 
 
-def _lines(description: str, total: int) -> Advance:
+def _lines(description: str, clock: _Clock, limit: str) -> Advance:
     """Progress for log files: a line at the end, and at most one every ten seconds before."""
-    start = last = time.monotonic()
-    done = 0
+    last = time.monotonic()
 
     def advance(steps: int = 1, note: str = "") -> None:
-        nonlocal last, done
-        done += steps
-        now = time.monotonic()
-        if done < total and now - last < SECONDS_BETWEEN_LINES:
+        nonlocal last
+        seconds, now = clock.advance(steps), time.monotonic()
+        if not (steps and clock.done >= clock.total) and now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        # Nothing done says nothing of the time that is left.
-        left = f", {(now - start) / done * max(total - done, 0):.0f} s left" if done else ""
-        print(f"{description} {done}/{total}, {now - start:.0f} s{left}  {note}".rstrip(), file=sys.stderr)
+        left = clock.left()
+        said = "" if left is None else f", {left:.0f} s left{limit if clock.done < clock.total else ''}"
+        print(f"{description} {clock.done}/{clock.total}, {seconds:.0f} s{said}  {note}".rstrip(), file=sys.stderr)
 
     return advance
 

@@ -82,6 +82,7 @@ def staleness(problem: Problem, delays: Sequence[int] = DELAYS, method: str = ME
             positions,
             max_length=model.host.config.max_length + delay,
             full=problem.config.protocol == "full",
+            seen=problem.seen,
             seed=problem.config.seed,
         )
         rows[f"stale_{delay}"] = _measured(f"stale_{delay}", evaluation, StaleEdits(model, delay))

@@ -1,7 +1,9 @@
 """Evaluation under a protocol: the same rows and the same negatives for every method.
 
 ``sampled``: the target against seeded uniform negatives that its user never touched (protocols ``paper`` and ``time``).
-``full``: the target against the whole catalogue, without the items its user has seen before (protocol ``full``).
+``full``: the target against the whole catalogue (protocol ``full``), without the items its user has seen before unless those are
+offered, too: where users come back to what they had, most targets are such items. Negatives are never touched by the user, so that
+there sampled metrics flatter whoever knows the history; the whole catalogue does not.
 
 What is reported under ``time`` is all of it: besides uniform negatives the whole catalogue, and as a control of what is
 personal, negatives drawn by popularity (``reported``).
@@ -90,6 +92,7 @@ class Evaluation:
         negatives: how many, if sampled.
         limit: use at most this many events, drawn from ``seed`` (for validation during training).
         known: (V + 1,) how often training saw each item. Where it is given, a full ranking is judged beyond accuracy, too.
+        seen: leave items that the user has seen before in a full ranking, but for those of the target's own basket.
         popular: draw negatives as often as they are targets here, instead of uniformly.
         alongside: evaluations whose metrics are reported with those of this one, by the prefix of their names.
 
@@ -108,6 +111,7 @@ class Evaluation:
         negatives: int = NEGATIVES,
         limit: int | None = None,
         known: Int64Array | None = None,
+        seen: bool = False,
         popular: bool = False,
         alongside: Mapping[str, Evaluation] | None = None,
     ) -> None:
@@ -118,7 +122,7 @@ class Evaluation:
             positions = positions[np.sort(chosen)]
         self.data, self.positions, self.full, self.max_length = data, positions, full, max_length
         self.users = data.user_of(positions)
-        self.seed, self.negatives, self.known, self.popular = seed, negatives, known, popular
+        self.seed, self.negatives, self.known, self.popular, self.seen = seed, negatives, known, popular, seen
         self.alongside = dict(alongside or {})
 
     @cached_property
@@ -192,7 +196,7 @@ class Evaluation:
         return scorer.at(self.positions[rows.numpy()]) if isinstance(scorer, Follower) else scorer
 
     def _full_ranks(self, scorer: Scorer | Follower, rows: Tensor) -> Tensor:
-        """(B, 2 + LIST) float64: rank and ties of the targets of ``rows`` in the catalogue without what the user has seen.
+        """(B, 2 + LIST) float64: rank and ties of the targets of ``rows`` in the catalogue, without what is not offered.
 
         Behind them the items that the user would be shown, the best first; 0 where the catalogue has no more.
         """
@@ -201,7 +205,7 @@ class Evaluation:
         scores = self._at(scorer, rows).score_catalogue(contexts).cpu().numpy()
         target = self.data.items[positions][:, None]
         positive = np.take_along_axis(scores, target, axis=1)
-        start = self.data.offsets[self.users[rows.numpy()]]
+        start = self.data.basket_start[positions] if self.seen else self.data.offsets[self.users[rows.numpy()]]
         counts = positions - start
         row = np.repeat(np.arange(len(positions)), counts)
         event = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + start[row]
@@ -231,7 +235,9 @@ def reported(evaluation: Evaluation, *, attends: bool) -> Evaluation:
     length, seed = evaluation.max_length, evaluation.seed
     ranked = _spread(rows, evaluation.users, limit)
     evaluation.alongside |= {
-        "full": Evaluation(data, ranked, max_length=length, full=True, seed=seed, known=evaluation.known),
+        "full": Evaluation(
+            data, ranked, max_length=length, full=True, seed=seed, known=evaluation.known, seen=evaluation.seen
+        ),
         "popular": Evaluation(data, rows, max_length=length, seed=seed, negatives=evaluation.negatives, popular=True),
     }
     return evaluation

@@ -41,8 +41,9 @@ def observe(problem: Problem, measured: Mapping[str, Measured], release: Release
     users, first = np.unique(evaluation.users, return_index=True)
     known = data.basket_start[positions[first]]
     names = data.user_ids.gather(users).to_list()
+    ranked = ["seen"] if evaluation.full and evaluation.seen else []
     return Observed(
-        [data.digest, protocol, evaluation.seed, hashlib.sha256(positions.tobytes()).hexdigest()],
+        [data.digest, protocol, evaluation.seed, hashlib.sha256(positions.tobytes()).hexdigest(), *ranked],
         names,
         labelled(protocol, measured, RECSYS.compared),
         known - data.offsets[users],

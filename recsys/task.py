@@ -60,8 +60,10 @@ def _release(problem: Problem, model: Personalised, info: Mapping[str, Any]) -> 
     from persona.torch_device import on_cpu
     from recsys.serving.release import Release
 
-    data = problem.data
-    return Release(on_cpu(model), data.item_ids.to_list(), None if data.titles is None else data.titles.to_list(), info)
+    data, titles = problem.data, problem.data.titles
+    # Every door answers as the version was judged.
+    told = {**info, "seen": True} if problem.config.offers_seen(data) else info
+    return Release(on_cpu(model), data.item_ids.to_list(), None if titles is None else titles.to_list(), told)
 
 
 def _save(release: Release, folder: Path, item_table: str = "") -> None:
@@ -83,9 +85,37 @@ def _describe(release: Release, tags: Mapping[str, Any]) -> str:
     )
 
 
+# Those of ``recsys.methods``, which takes seconds to import.
+METHODS = (
+    "host",
+    "popularity",
+    "popularity_recent",
+    "item_knn",
+    "markov",
+    "personal",
+    "trained_longer",
+    "finetune_all",
+    "finetune_adaptive",
+    "finetune_cluster",
+    "finetune_device_1",
+    "finetune_device_10",
+    "duet",
+    "apg",
+    "persona_frozen",
+    "persona_joint",
+    "persona_generated",
+    "host_refreshed",
+    "persona_held_back",
+    "persona_cross_fitted",
+    "persona_prototypes",
+    "persona_basis",
+    "persona",
+)
+
 RECSYS = Task(
     **at_home("recsys"),
     name="recsys",
+    named=METHODS,
     place="recsys.task:RECSYS",
     unit="user",
     context="context",
@@ -99,7 +129,7 @@ RECSYS = Task(
         artifact="recommender",
         inputs={"history": [str]},
         outputs={"items": [str], "scores": [float], "titles": [str], "level": str, "fallback": str},
-        parameters={"k": 10, "level": "edit"},
+        parameters={"k": 10, "level": "edit", "seen": False},
         requirements=("onnxruntime", "safetensors", "polars", "numpy", "pandas"),
         example=_example,
         describe=_describe,
@@ -107,6 +137,7 @@ RECSYS = Task(
     load=later("recsys.data.sequences:SequenceData.load"),
     # Whoever does not beat these needs no model.
     rivals=("popularity_recent", "item_knn"),
+    untrained=("popularity", "popularity_recent", "item_knn", "markov", "personal"),
     headlines=_headlines,
     train_host=_train_host,
     model=_model,
@@ -117,4 +148,5 @@ RECSYS = Task(
     save=_save,
     ranks=True,
     versions_apart=True,
+    rows=later("recsys.methods.given:rows_to_score"),
 )

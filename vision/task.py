@@ -79,9 +79,35 @@ def _describe(release: Release, tags: Mapping[str, Any]) -> str:
     )
 
 
+# Those of ``vision.methods``, which takes seconds to import.
+METHODS = (
+    "host",
+    "trained_longer",
+    "finetune_all",
+    "finetune_adaptive",
+    "finetune_interpolated",
+    "finetune_device",
+    "batch_norm",
+    "tent",
+    "t3a",
+    "lame",
+    "duet",
+    "persona_frozen",
+    "persona_joint",
+    "persona_cross_fitted",
+    "persona_prototypes",
+    "persona_refined",
+    "persona_basis",
+    "persona_held_back",
+    "persona_tuned",
+    "persona_gated",
+    "persona",
+)
+
 VISION = Task(
     **at_home("vision"),
     name="vision",
+    named=METHODS,
     place="vision.task:VISION",
     unit="device",
     context="window",
@@ -102,6 +128,7 @@ VISION = Task(
     ),
     load=later("vision.data.images:DeviceImages.load"),
     rivals=(),
+    untrained=("batch_norm", "tent", "t3a", "lame"),
     headlines=lambda protocol: ("accuracy", "logloss"),
     train_host=_train_host,
     model=_model,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,12 +23,16 @@ def trainings(monitor: str, epochs_of: Callable[[str], int]) -> Iterator[OnEpoch
     """
     bars: dict[str, Any] = {}
     shown: dict[str, float] = {}
+    told = time.monotonic()  # of the first epoch of a training it is the start, for a bar appears when that is over
     with ExitStack() as stack:
 
         def on_epoch(training: str, metrics: dict[str, float]) -> None:
+            nonlocal told
             if training not in bars:
                 stack.close()
-                bars[training] = stack.enter_context(console.progress(training, epochs_of(training)))
+                bar = console.progress(training, epochs_of(training), started=told, at_most=True)
+                bars[training] = stack.enter_context(bar)
+            told = time.monotonic()
             # A training that several parts of a step ask for tells its epochs to each of them.
             if metrics["epoch"] >= shown.get(training, 0):
                 shown[training] = metrics["epoch"] + 1
@@ -36,12 +41,15 @@ def trainings(monitor: str, epochs_of: Callable[[str], int]) -> Iterator[OnEpoch
         yield on_epoch
 
 
-def methods(advance: console.Advance, monitor: str) -> Notify:
-    """Progress of methods, one after another or in several cells at once, as a note beside the bar."""
+def methods(advance: console.Advance, monitor: str, quick: Collection[str] = ()) -> Notify:
+    """Progress of methods, one after another or in several cells at once, as a note beside the bar.
+
+    Those that are ``quick`` are no steps of it: in the time of a training many of them are done.
+    """
 
     def show(cell: str, training: str, metrics: dict[str, float] | None) -> None:
         if metrics is None:
-            advance(note=f"{cell}: {training} done")
+            advance(int(training not in quick), f"{cell}: {training} done")
         else:
             # Where the whole catalogue is ranked another metric selects epochs.
             shown = f", {monitor} {metrics[monitor]:.4f}" if monitor in metrics else ""

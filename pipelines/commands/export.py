@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "persona export --model work/bundle --out film-bundle\n\n"
-    "persona export --model models:/persona-recsys@candidate --out film-bundle --policy-data work --request-rate 0.1"
+    "persona export --model models:/persona-recsys-movielens-small@candidate --out film-bundle --policy-data work --request-rate 0.1"
 )
 
 ModelOption = Annotated[str, typer.Option(help="A bundle folder or a registered model.")]

@@ -12,26 +12,37 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from persona.settings import Settings
+
 WORK_HELP = "Folder that the steps share: data, checkpoints, results, prototypes, bundle."
 
 WorkOption = Annotated[Path, typer.Option("--work", help=WORK_HELP)]
+NameOption = Annotated[
+    str,
+    typer.Option(
+        "--name",
+        help="What the data is called in MLflow: models are persona-recsys-NAME or persona-vision-NAME. By default as before, or "
+        "like the file. Kept in the workspace.",
+    ),
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counting up from --seed.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells (protocol and seed) worked on at the same time.")]
-Methods = Annotated[
-    str, typer.Option(help="Comma-separated methods; all by default. The host and simple rivals are always among them.")
-]
+METHODS_HELP = "Comma-separated methods; all by default. The host and simple rivals are always among them."
+Methods = Annotated[str, typer.Option(help=METHODS_HELP)]
 Model = Annotated[str, typer.Option(help="A bundle folder or a registered model; the workspace's by default.")]
 MaxMissed = Annotated[
     float, typer.Option(min=0, max=1, help="Share of the edits that a prototype may miss before it is split.")
 ]
 # As in ``RefineConfig``, which is not imported before a command runs.
 MAX_MISSED = 0.002
+# What a switch says of a setting that is also ``auto``.
+SWITCHED = {True: "yes", False: "no"}
 SECTION = "Settings (kept from step to step in the workspace)"
 
 
 def with_settings(
-    command: Callable[..., Any], record: type[Any], fixed: Mapping[str, Any] | None = None
+    command: Callable[..., Any], record: type[Settings], fixed: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
     """Give ``command(given, ...)`` one option for every setting of ``record``, a dataclass that describes its attributes.
 
@@ -47,15 +58,18 @@ def with_settings(
         assert setting.default is not MISSING
         text = f"{described[setting.name]} [default: {setting.default}]"
         flag = f"--{setting.name.replace('_', '-')}"
-        flags = [f"{flag}/--no-{flag[2:]}"] if types[setting.name] is bool else [flag]
+        switch = types[setting.name] is bool or setting.name in record.switch_names
+        flags = [f"{flag}/--no-{flag[2:]}"] if switch else [flag]
         option = typer.Option(*flags, help=text, show_default=False, rich_help_panel=SECTION)
-        annotation = Annotated[(types[setting.name] | None, option)]  # type: ignore[valid-type, name-defined]
+        kept = bool if switch else types[setting.name]
+        annotation = Annotated[(kept | None, option)]  # type: ignore[valid-type]
         kind = inspect.Parameter.KEYWORD_ONLY
         settings.append(inspect.Parameter(setting.name, kind, default=None, annotation=annotation))
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> Any:
         given = {name: values.pop(name) for name in names}
+        given |= {name: SWITCHED[given[name]] for name in record.switch_names if given[name] is not None}
         return command(given=given, **fixed, **values)
 
     own = inspect.signature(command, eval_str=True)

@@ -10,13 +10,15 @@ import typer
 from persona.errors import ConfigError
 from pipelines.doctor import free_port, port_taken
 
-DEFAULT = "models:/persona-recsys@champion"
-
 
 def serve(
     model: Annotated[
-        str, typer.Option(help="A bundle's folder, or a registered model: models:/NAME@ALIAS or models:/NAME/NUMBER.")
-    ] = DEFAULT,
+        str,
+        typer.Option(
+            help="A bundle's folder, or a registered model: models:/NAME@ALIAS or models:/NAME/NUMBER; the champion of the store's "
+            "only model by default."
+        ),
+    ] = "",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines ask.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     api_keys: Annotated[
@@ -61,8 +63,16 @@ def serve(
         drain_seconds=drain,
         api_keys=() if api_keys is None else read_api_keys(api_keys),
     )
-    source = source_of(model)
+    source = source_of(model or _champion())
     return run(Service(task_of(source, IndexConfig(index, probes)), source, config), host, port)
+
+
+def _champion() -> str:
+    """The champion of the only model of the store in use."""
+    from pipelines import tracking
+    from pipelines.versions import names
+
+    return f"models:/{names.usual(tracking.client())}@{names.CHAMPION}"
 
 
 def register(app: typer.Typer) -> None:

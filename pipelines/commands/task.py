@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona.errors import ConfigError
 from persona.task import OnEpoch, Task
 from pipelines import console
 from pipelines.commands import bars
-from pipelines.commands.options import ConfigOption, Jobs, Methods, Seeds, WorkOption, split, with_settings
+from pipelines.commands.options import (
+    METHODS_HELP,
+    ConfigOption,
+    Jobs,
+    Methods,
+    NameOption,
+    Seeds,
+    WorkOption,
+    split,
+    with_settings,
+)
 
 if TYPE_CHECKING:
     from pipelines.steps.evaluate import Comparison
@@ -21,6 +32,20 @@ if TYPE_CHECKING:
     from pipelines.steps.workspace import Workspace
 
 Against = Annotated[str, typer.Option(help="A method to show the differences to, beside those to the host.")]
+
+Scores = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated CSV or Parquet files of scores that others computed (user, position or time, item, score), each "
+        "judged on the same rows as the method that is called like it."
+    ),
+]
+RowsOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the test rows with their candidates into this Parquet file, for others to score, and stop."
+    ),
+]
 
 TRAININGS = ("pretrain", "edit")
 
@@ -46,7 +71,8 @@ class Wording:
 
 def register(app: typer.Typer, task: Task, words: Wording) -> None:
     """Add the commands that the ``words`` speak of, among ``pretrain``, ``edit``, ``evaluate`` and ``release``, to ``app``."""
-    fixed = {} if len(task.protocols) > 1 else {"protocols": ""}
+    fixed: dict[str, Any] = {} if len(task.protocols) > 1 else {"protocols": ""}
+    fixed |= {} if task.rows else {"scores": "", "rows_out": None}
     for command in (
         *(_training(task, words, step) for step in TRAININGS),
         _evaluate(task, words),
@@ -86,18 +112,33 @@ def epochs(settings: Any) -> AbstractContextManager[OnEpoch]:
 
 
 def evaluated(
-    task: Task, space: Workspace, settings: Any, protocols: Sequence[str], methods: Sequence[str], seeds: int, jobs: int
+    task: Task,
+    space: Workspace,
+    settings: Any,
+    protocols: Sequence[str],
+    methods: Sequence[str],
+    seeds: int,
+    jobs: int,
+    scores: Sequence[Path] = (),
 ) -> list[Comparison]:
     """The step ``evaluate`` with a bar of its methods."""
-    from persona.comparison import with_host
     from pipelines.steps import evaluate
 
     protocols = list(protocols) or [settings.protocol]
-    total = len(protocols) * seeds * len(with_host(methods, task.methods(), task.rivals))
-    with console.progress("methods", total) as advance:
-        notify = bars.methods(advance, settings.monitor)
+    quick = {*task.untrained, *(path.stem for path in scores)}
+    trained = [name for name in evaluate.chosen(task, methods) if name not in quick]
+    with console.progress("trained methods", len(protocols) * seeds * len(trained)) as advance:
+        notify = bars.methods(advance, settings.monitor, quick)
         return evaluate.evaluate(
-            task, settings, space, protocols=protocols, methods=methods, seeds=seeds, jobs=jobs, notify=notify
+            task,
+            settings,
+            space,
+            protocols=protocols,
+            methods=methods,
+            scores=scores,
+            seeds=seeds,
+            jobs=jobs,
+            notify=notify,
         )
 
 
@@ -107,6 +148,32 @@ def released(task: Task, space: Workspace, settings: Any, **options: Any) -> Rel
 
     with epochs(settings) as on_epoch:
         return release.release(task, settings, space, on_epoch, **options)
+
+
+@contextmanager
+def whole(task: Task, space: Workspace, source: str, name: str, host: str = "") -> Iterator[Any]:
+    """The run around all steps, called after task, data and host; its tag ``data`` is what models are called after."""
+    from pipelines import tracking
+
+    data = space.name_of(source, name)
+    space.connect(task, data)
+    with tracking.run(" ".join(filter(None, (task.name, data, host))), tags={"step": "run", "data": data}) as active:
+        yield active
+
+
+def log_headlines(task: Task, comparisons: Sequence[Comparison], released: Released) -> None:
+    """Leave in the run around all steps what lists of runs show of it: headlines of the host and of what was released."""
+    from persona.comparison import REFERENCE, metric_name
+    from pipelines import tracking
+
+    found = {}
+    for comparison in comparisons:
+        [host] = [row for row in comparison.rows if row.method == REFERENCE]
+        for headline in comparison.headlines:
+            found[metric_name(f"{comparison.protocol} {REFERENCE}", headline)] = host.metrics[headline]
+            name = metric_name(comparison.protocol, headline)
+            found |= {name: released.metrics[name]} if name in released.metrics else {}
+    tracking.log_metrics_batch(found)
 
 
 def _training(task: Task, words: Wording, step: str) -> Callable[..., None]:
@@ -143,6 +210,8 @@ def _evaluate(task: Task, words: Wording) -> Callable[..., None]:
         config: ConfigOption = None,
         methods: Methods = "",
         protocols: Annotated[str, typer.Option(help="Comma-separated protocols; --protocol by default.")] = "",
+        scores: Scores = "",
+        rows_out: RowsOut = None,
         seeds: Seeds = 1,
         jobs: Jobs = 1,
         against: Against = "",
@@ -151,9 +220,13 @@ def _evaluate(task: Task, words: Wording) -> Callable[..., None]:
         out = start(task, as_json)
         space = workspace(work)
         settings = space.settings(task, given, config)
-        chosen = _with(task, split(methods), against)
+        if rows_out is not None:
+            _rows(task, space, settings, split(protocols), seeds, rows_out, out)
+            return
+        files = [Path(path) for path in split(scores)]
+        asked = _with(task, split(methods), against, files)
         found = []
-        for comparison in evaluated(task, space, settings, split(protocols), chosen, seeds, jobs):
+        for comparison in evaluated(task, space, settings, split(protocols), asked, seeds, jobs, files):
             words.comparison(comparison, out)
             found.append(comparison.as_dict())
             if against:
@@ -161,16 +234,35 @@ def _evaluate(task: Task, words: Wording) -> Callable[..., None]:
                 found[-1]["against"] = {against: [row.as_dict() for row in comparison.against(against)]}
         out.result(found if len(task.protocols) > 1 else found[0])
 
+    text = f"{METHODS_HELP} They are {', '.join(task.named)}; or a function of your own, as my_package.module:train."
+    evaluate.__annotations__["methods"] = Annotated[str, typer.Option(help=text)]
     return evaluate
 
 
-def _with(task: Task, methods: list[str], against: str) -> list[str]:
+def _rows(
+    task: Task, space: Workspace, settings: Any, protocols: list[str], seeds: int, path: Path, out: console.Output
+) -> None:
+    """The test rows of one protocol into a file."""
+    from pipelines.steps import evaluate
+
+    if len(protocols) > 1:
+        raise ConfigError(f"--rows-out holds the rows of one protocol: give one of --protocols {', '.join(protocols)}")
+    protocol = protocols[0] if protocols else settings.protocol
+    count = evaluate.write_rows(task, settings, space, protocol, seeds, path)
+    out.say(
+        f"{path}: {count:,} rows of protocol {protocol}; judge their scores with --scores FILE and the same settings"
+    )
+    out.result({"rows": count, "path": path, "protocol": protocol})
+
+
+def _with(task: Task, methods: list[str], against: str, scores: Sequence[Path]) -> list[str]:
     """The methods asked for and the one that they are to be shown against, which is checked before anything is trained."""
     from persona.comparison import with_host
 
-    if against:
-        with_host([against], task.methods())
-    return [*methods, against] if methods and against else methods
+    if not against or against in {path.stem for path in scores} or against in methods:
+        return methods
+    with_host([against], task.methods())
+    return [*methods, against] if methods else methods
 
 
 def _against(found: Comparison, method: str, out: console.Output) -> None:
@@ -188,11 +280,15 @@ def _release(task: Task, words: Wording) -> Callable[..., None]:
         given: dict[str, Any],
         work: WorkOption = task.work,
         config: ConfigOption = None,
+        name: NameOption = "",
         as_json: console.JsonOption = False,
     ) -> None:
         out = start(task, as_json)
         space = workspace(work)
-        made = released(task, space, space.settings(task, given, config))
+        settings = space.settings(task, given, config)
+        if name:
+            space.call(name)
+        made = released(task, space, settings)
         words.released(made, out)
         out.result(made)
 

@@ -16,7 +16,7 @@ from pipelines.commands import options
 if TYPE_CHECKING:
     from pipelines.versions.promotion import Promotion
 
-VERSION_HELP = "persona-recsys@candidate, persona-recsys/3, or models:/persona-recsys/3."
+VERSION_HELP = "persona-recsys-movielens-small@candidate, persona-recsys-movielens-small/3, or models:/persona-recsys-movielens-small/3."
 
 WhyOption = Annotated[str, typer.Option(help="Reason, kept in the history.")]
 
@@ -51,18 +51,17 @@ def compare(
 
 
 def lineage(
-    model: Annotated[str, typer.Argument(help="A registered model; bank versions name their parents.")] = (
-        "persona-recsys-prototypes"
-    ),
+    model: Annotated[str, typer.Argument(help="A registered model; the store's only prototype bank by default.")] = "",
     page: Annotated[Path | None, typer.Option(help="Write the HTML page here, besides MLflow.")] = None,
     as_json: console.JsonOption = False,
 ) -> None:
     """Who descends from whom, what moved in each version, and who was champion when."""
     from pipelines import tracking
-    from pipelines.versions import lineage_view
+    from pipelines.versions import lineage_view, names
 
     out = console.Output(as_json)
     client = tracking.client()
+    model = model or names.usual(client, banks=True)
     nodes = lineage_view.chain(client, model)
     out.show(lineage_view.tree(model, nodes))
     run_id = lineage_view.log(client, model, nodes)
@@ -73,7 +72,9 @@ def lineage(
 
 
 def promote(
-    version: Annotated[str, typer.Argument(help=VERSION_HELP)] = "persona-recsys@candidate",
+    version: Annotated[
+        str, typer.Argument(help=f"{VERSION_HELP} The candidate of the store's only model by default.")
+    ] = "",
     why: WhyOption = "",
     margin: Annotated[
         float, typer.Option(help="How much worse than the champion a metric may be, by the low end of its interval.")
@@ -92,12 +93,14 @@ def promote(
     with 1 if the gate kept the version out. Who, when, from what and why are kept as tags in the registry.
     """
     from pipelines import tracking
-    from pipelines.versions import promotion
+    from pipelines.versions import names, promotion
     from pipelines.versions.promotion_gate import Limits
 
     out = console.Output(as_json)
+    client = tracking.client()
+    version = version or f"{names.usual(client)}@{names.CANDIDATE}"
     limits = Limits(tuple(options.split(metrics)), margin, segment_margin)
-    done = promotion.promote(tracking.client(), version, why=why, limits=limits, force=force)
+    done = promotion.promote(client, version, why=why, limits=limits, force=force)
     _show(done, out)
     out.result(done)
     if done.moved:
@@ -107,17 +110,19 @@ def promote(
 
 
 def rollback(
-    model: Annotated[str, typer.Argument(help="A registered model.")] = "persona-recsys",
+    model: Annotated[str, typer.Argument(help="A registered model; the store's only one by default.")] = "",
     to: Annotated[int | None, typer.Option(help="Version; the champion before the present one by default.")] = None,
     why: WhyOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """Serve an earlier champion again; done again and again it goes further back."""
     from pipelines import tracking
-    from pipelines.versions import promotion
+    from pipelines.versions import names, promotion
 
     out = console.Output(as_json)
-    event = promotion.rollback(tracking.client(), model, to=to, why=why)
+    client = tracking.client()
+    model = model or names.usual(client)
+    event = promotion.rollback(client, model, to=to, why=why)
     out.say(f"{model}/{event.version} is the champion again, in place of version {event.before}")
     out.result(event)
 
@@ -170,10 +175,16 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``persona``."""
     app.command(
         epilog="Examples:\n\n"
-        "persona compare persona-recsys@champion persona-recsys@candidate\n\n"
-        "persona compare persona-recsys-prototypes/1 persona-recsys-prototypes/3 --page diff.html"
+        "persona compare persona-recsys-movielens-small@champion persona-recsys-movielens-small@candidate\n\n"
+        "persona compare persona-recsys-movielens-small-prototypes/1 persona-recsys-movielens-small-prototypes/3 --page diff.html"
     )(compare)
-    app.command(epilog="Example:  persona lineage persona-recsys-prototypes --page lineage.html")(lineage)
-    app.command(epilog="Example:  persona promote persona-recsys@candidate --why 'better for new users'")(promote)
+    app.command(epilog="Example:  persona lineage persona-recsys-movielens-small-prototypes --page lineage.html")(
+        lineage
+    )
+    app.command(
+        epilog="Example:  persona promote persona-recsys-movielens-small@candidate --why 'better for new users'"
+    )(promote)
     app.command(epilog="Example:  persona resume 2f6c0a1e9d4b4f0c8a7e5d3b1c9f8e6a")(resume)
-    app.command(epilog="Example:  persona rollback persona-recsys --why 'complaints since noon'")(rollback)
+    app.command(epilog="Example:  persona rollback persona-recsys-movielens-small --why 'complaints since noon'")(
+        rollback
+    )

@@ -56,7 +56,7 @@ class FolderSource:
 
 
 class RegistrySource:
-    """A registered model by alias or number: ``models:/persona-recsys@champion``; the alias is followed when it moves.
+    """A registered model by alias or number: ``models:/persona-recsys-movielens-small@champion``; the alias is followed when it moves.
 
     Raises:
         ConfigError: the address names neither an alias nor a number.

@@ -61,17 +61,19 @@ def recommend(
     k: int = 10,
     level: str = "edit",
     drop_last: int = 0,
+    seen: bool | None = None,
 ) -> Recommended:
     """Answer "what should this user see now".
 
     Args:
-        source: a bundle folder, or a registered model such as ``models:/persona-recsys@candidate``.
+        source: a bundle folder, or a registered model such as ``models:/persona-recsys-movielens-small@candidate``.
         work: where ``user`` is looked up.
         user: an id of the prepared log, whose history is used; or
         history: item ids, oldest first, of anybody.
         k: how many items.
         level: one of ``persona.wire.LEVELS``.
         drop_last: leave out this many of the latest events, to see what they change.
+        seen: whether items of the history may be recommended again; as the bundle says by default.
 
     Raises:
         ConfigError: neither or both of ``user`` and ``history`` are given.
@@ -88,7 +90,7 @@ def recommend(
         history = [data.item_ids[int(i) - 1] for i in data.history_of(user)]
     assert history is not None
     kept = list(history[: max(0, len(history) - drop_last)])
-    return Recommended(kept, recommender.recommend(kept, k, level=level))
+    return Recommended(kept, recommender.recommend(kept, k, level=level, seen=seen))
 
 
 def latest_user(work: Workspace) -> str:
@@ -124,7 +126,7 @@ def classify(
     """Answer "what do these images of one device show".
 
     Args:
-        source: a bundle folder, or a registered model such as ``models:/persona-vision@candidate``.
+        source: a bundle folder, or a registered model such as ``models:/persona-vision-digits@candidate``.
         work: where ``device`` is looked up.
         device: an id of the prepared data, whose last images are classified; or
         images: files, oldest first, or folders of them.

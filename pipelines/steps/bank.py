@@ -132,7 +132,7 @@ def prototypes(
     Returns:
         The first version, and the specialised one where any prototype was better for it.
     """
-    tracking.connect(task.name)
+    work.connect(task)
     with tracking.run("prototypes", tags={"step": "prototypes"}):
         problem = task.problem(work.data(task), config, folder=work.cells, on_epoch=on_epoch)
         settings = settings or task.bank_config(problem)
@@ -150,7 +150,7 @@ def prototypes(
             notify(f"version {bank.version[:8]}")
             lineage.save(bank, fitted.partition.statistics if bank is first else None, report)
             release = release.with_bank(bank)  # what was compiled for the first version serves the second
-            made.append(_register_fitted(task, problem, release, parent, fitted, report, figures))
+            made.append(_register_fitted(task, problem, release, parent, fitted, report, figures, work.name))
             parent = bank
     work.remember(config)
     return made
@@ -166,6 +166,7 @@ def refine(
     decide: Callable[[Any], Compared] | None,
     report: Callable[[Any], Compared],
     where: str,
+    data: str = "",
 ) -> Banked:
     """A new version of the bank from what units showed; no label, no gradient. In the active run.
 
@@ -181,6 +182,7 @@ def refine(
         decide: the child against its parent, on data that may decide; ``None`` where there is none, and the child is served.
         report: the child on what did not decide, called when everything is decided; logs its snapshot.
         where: what decides, in words.
+        data: what the data is called.
     """
     bank: PrototypeBank = parent.bank
     refinement = refine_bank(bank, HeadMetric(parent.model.editor), seen.statistics, limits)
@@ -195,7 +197,7 @@ def refine(
     version = _refined(task, child, refinement, seen, decided, where, served)
     version = replace(version, metrics={**version.metrics, **reported.metrics}, tags={**version.tags, **reported.tags})
     tracking.log_metrics_batch(version.metrics)
-    registered = register_bank(task.banks, version, candidate=served)
+    registered = register_bank(task.banks(data), version, candidate=served)
     if served:
         lineage.restore(new.version)
     return Banked(new.version, bank.version, "refine", len(new), registered, dict(version.metrics), told, served)
@@ -263,6 +265,7 @@ def _register_fitted(
     fitted: FittedBank,
     report: dict[str, Any],
     figures: Figures,
+    data: str,
 ) -> Banked:
     """Measure a fitted version on the test part, and register it."""
     bank, kind = release.bank, str(release.bank.metadata["kind"])
@@ -282,7 +285,7 @@ def _register_fitted(
             },
         )
         tracking.log_metrics_batch(version.metrics)
-        registered = register_bank(task.banks, version)
+        registered = register_bank(task.banks(data), version)
     return Banked(bank.version, bank.parent, kind, len(bank), registered, dict(version.metrics), report)
 
 

@@ -91,8 +91,9 @@ def _measure(task: Task, cell: Cell, notify: Notify) -> dict[str, Measured]:
     problem = task.problem(task.load(cell.prepared), cell.config, folder=cell.folder, on_epoch=on_epoch)
     measured = {}
     for method in cell.methods:
-        measured[method] = task.measure(problem, method)
-        notify(cell.name, method, None)
+        found = task.measure(problem, method)
+        measured[found.method] = found
+        notify(cell.name, found.method, None)
     return measured
 
 

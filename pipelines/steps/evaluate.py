@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from persona.bootstrap import SeedsInterval
 from persona.comparison import REFERENCE, Measured, Row, compare, differences, with_host
-from persona.storage import write_json
-from persona.task import Task
+from persona.errors import ConfigError
+from persona.plugins import function, is_place
+from persona.storage import atomic_file, write_json
+from persona.task import SCORES, Task
 from pipelines import tracking
 from pipelines.steps import cells
 from pipelines.steps.workspace import Workspace
@@ -99,6 +102,39 @@ class Comparison:
         tracking.log_figure(curves, f"figures/learning_curves_{self.protocol}.png")
 
 
+def chosen(task: Task, methods: Sequence[str], scores: Sequence[Path] = ()) -> list[str]:
+    """The methods to be measured: those asked for, all by default, the host, the task's rivals, and files of scores.
+
+    Raises:
+        ConfigError: a name is unknown, a function cannot be loaded, or a file is not there or called like a method.
+    """
+    places = [name for name in methods if is_place(name)]
+    for place in places:
+        function(place)
+    found = with_host(methods, [*task.methods(), *places], task.rivals)
+    taken = {*found, *task.methods()}
+    for path in scores:
+        if not path.is_file():
+            raise ConfigError(f"--scores {path} is no file: give a CSV or Parquet file, or several with commas between")
+        if path.stem in taken:
+            raise ConfigError(f"--scores {path} is called like another method: rename the file, its name is shown")
+        taken.add(path.stem)
+    return found + [f"{SCORES}{path.resolve()}" for path in scores]
+
+
+def write_rows(task: Task, config: Any, work: Workspace, protocol: str, seeds: int, path: Path) -> int:
+    """Write the test rows of a protocol for others to score, and return how many there are; nothing is trained."""
+    assert task.rows is not None
+    if path.suffix != ".parquet":
+        raise ConfigError(f"--rows-out {path} has to be a Parquet file, for candidates are lists: call it rows.parquet")
+    data = work.data(task)
+    todo = cells.cells_of(config, [protocol], seeds, (), work.prepared, work.cells)
+    rows = task.rows([task.problem(data, cell.config) for cell in todo])
+    with atomic_file(path) as new:
+        rows.write_parquet(new)
+    return len(rows)
+
+
 def evaluate(
     task: Task,
     config: Any,
@@ -106,6 +142,7 @@ def evaluate(
     *,
     protocols: Sequence[str] = (),
     methods: Sequence[str] = (),
+    scores: Sequence[Path] = (),
     seeds: int = 1,
     jobs: int = 1,
     notify: cells.Notify = lambda cell, training, metrics: None,
@@ -117,25 +154,27 @@ def evaluate(
         config: settings; its protocol is used unless ``protocols`` are given.
         work: where the data is and the results go.
         protocols: one comparison each.
-        methods: all by default; the host and the task's rivals are always among them.
+        methods: all by default; the host and the task's rivals are always among them. One may be ``module:function``.
+        scores: files of scores of others, each judged as the method that is called like it.
         seeds: how many, counting up from the settings' seed.
         jobs: cells worked on at the same time.
         notify: called after each epoch and each method.
     """
     protocols = list(protocols) or [config.protocol]
-    chosen = with_host(methods, task.methods(), task.rivals)
-    todo = cells.cells_of(config, protocols, seeds, chosen, work.prepared, work.cells)
-    tracking.connect(task.name)
+    compared = chosen(task, methods, scores)
+    todo = cells.cells_of(config, protocols, seeds, compared, work.prepared, work.cells)
+    work.connect(task)
     with tracking.run("evaluate", tags={"step": "evaluate", "protocols": ",".join(protocols)}):
-        tracking.log_params({**config.as_dict(), "seeds": seeds, "compared": ",".join(chosen)})
-        work.data(task)  # says what to do where there is none, before any process is started
+        data = work.data(task)  # says what to do where there is none, before any process is started
+        settings = config.as_dict() | config.resolved(data)
+        tracking.log_params({**settings, "seeds": seeds, "compared": ",".join(compared)})
         measured = cells.measure_cells(task, todo, jobs, notify)
         comparisons = []
         for protocol in protocols:
             found = Comparison.of_seeds(
                 [m for cell, m in zip(todo, measured, strict=True) if cell.config.protocol == protocol],
                 protocol=protocol,
-                settings=config.as_dict(),
+                settings=settings,
                 unit=f"{task.unit}s",
                 headlines=task.headlines(protocol),
             )

@@ -125,7 +125,7 @@ def _from_results(work: Workspace, digest: str, index: int | None) -> Found:
     for settings in sorted(work.cells.glob("*/settings.json")) if index is not None else ():
         if read_json(settings).get("data") != digest:
             continue
-        for path in sorted(settings.parent.rglob("results/*.safetensors")):
+        for path in sorted(settings.parent.rglob("results*/*.safetensors")):
             tensors, header = load_tensors(path)
             kept = torch.nonzero(torch.ne(tensors["units"], index or 0)).squeeze(1)
             if len(kept) < len(tensors["units"]):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines import tracking
 from pipelines.steps.workspace import Workspace
+from recsys.config import REPEATS
 from recsys.data.log.streaming import PreparedLog
 from recsys.data.preparing import prepare_log
 from recsys.task import RECSYS
@@ -42,6 +42,7 @@ def prepare(
     columns: Mapping[str, Any] | None = None,
     min_events: int = 1,
     baskets: bool | None = None,
+    name: str = "",
 ) -> Prepared:
     """Read any interaction log and keep it as sequences.
 
@@ -51,8 +52,10 @@ def prepare(
         columns: explicit names of the columns ``user``, ``item``, ``time``, ``title``, and the ``separator``.
         min_events: leave out users and items with fewer events, counted once.
         baskets: whether events of one user at one time are a set; found out by default.
+        name: what the data is called in MLflow; by default as before, or like its file.
     """
-    tracking.connect(RECSYS.name)
+    name = work.name_of(source, name)
+    work.connect(RECSYS, name)
     with tracking.run("prepare", tags={"step": "prepare"}):
         tracking.log_params({"source": source, "min_events": min_events})
         made = prepare_log(
@@ -67,15 +70,20 @@ def prepare(
         tracking.log_params({"data_digest": made.digest})
         tracking.log_metrics_batch({"users": users, "items": made.items, "events": events})
         tracking.log_json(made.meta, "data/report.json")
-        _log_data(made, source)
+        work.call(name, source)
+        _log_data(made, name)
     understood = [*made.report.lines(), f"baskets {made.meta['baskets']}"]
+    if made.report.repeats_share >= REPEATS:
+        understood.append(
+            f"from {REPEATS:.0%} on, items that users have had are offered again and ranked with the rest (--no-seen: they are not)"
+        )
     return Prepared(users, made.items, events, made.baskets, made.digest, understood)
 
 
-def _log_data(made: PreparedLog, source: str) -> None:
+def _log_data(made: PreparedLog, name: str) -> None:
     """The data set, as MLflow shows it beside a run: its users, with how much they did."""
     import polars as pl
     from mlflow.data import polars_dataset
 
     users = pl.DataFrame({"user_id": made.user_ids.head(LISTED_USERS), "events": made.counts[:LISTED_USERS]})
-    tracking.log_dataset(polars_dataset.from_polars(users, name=Path(source).stem, digest=made.digest[:32]))
+    tracking.log_dataset(polars_dataset.from_polars(users, name=name, digest=made.digest[:32]))

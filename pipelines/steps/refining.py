@@ -65,7 +65,7 @@ def refine(
     found = None
     if merged is None or source or window is not None or days:
         found = new_events(work, parent.item_ids, source=source, columns=columns, window=window, days=days)
-    tracking.connect(RECSYS.name)
+    work.connect(RECSYS)
     with tracking.run("refine", tags={"step": "refine"}):
         if merged is None:
             assert found is not None
@@ -73,7 +73,9 @@ def refine(
         tracking.log_params({f"refine.{name}": value for name, value in asdict(limits).items()} | merged.window)
         decide = None if found is None else partial(_on_half, found, parent, DECIDING)
         report, where = partial(_reported, work, found, parent), "the new events of half of the users"
-        return bank.refine(RECSYS, parent, lineage, merged, limits, decide=decide, report=report, where=where)
+        return bank.refine(
+            RECSYS, parent, lineage, merged, limits, decide=decide, report=report, where=where, data=work.name
+        )
 
 
 def _to_refine(work: Workspace) -> tuple[Release, Lineage]:
@@ -104,6 +106,7 @@ def _on_half(window: Window, parent: Release, half: int, child: Release) -> bank
         rows,
         max_length=child.model.host.config.max_length,
         full=settings.get("protocol") == "full",
+        seen=child.info.get("seen", False),
         seed=settings.get("seed", 0),
         limit=COMPARED_ROWS,
     )

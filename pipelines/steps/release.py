@@ -39,7 +39,7 @@ def release(task: Task, config: Any, work: Workspace, on_epoch: OnEpoch | None =
         on_epoch: called with the name of a training and the metrics of each of its epochs.
         **options: of ``task.save``.
     """
-    tracking.connect(task.name)
+    work.connect(task)
     with tracking.run("release", tags={"step": "release"}):
         tracking.log_params(config.as_dict())
         problem = task.problem(work.data(task), config, folder=work.cells, on_epoch=on_epoch)
@@ -65,7 +65,7 @@ def release(task: Task, config: Any, work: Workspace, on_epoch: OnEpoch | None =
             "data_digest": problem.data.digest,
             **compare([measured])[1].gains(config.protocol),
         }
-        registered = registry.register(task, work.bundle, made, tags, metrics)
+        registered = registry.register(task, work.bundle, made, tags, metrics, data=work.name)
     work.remember(config)
     version, k = ("", 0) if bank is None else (bank.version, len(bank))
     return Released(work.bundle, registered, mode, made.host_digest, metrics, version, k)

@@ -46,7 +46,7 @@ def replay(
     """
     if config.protocol != "time":
         raise ConfigError(f"a replay follows time, but the protocol is {config.protocol!r}: give --protocol time")
-    tracking.connect(RECSYS.name)
+    work.connect(RECSYS)
     with tracking.run(f"replay {stream.scenario}", tags={"step": "replay", "scenario": stream.scenario}):
         tracking.log_params({**config.as_dict(), "replay": asdict(stream)})
         problem = Problem(work.data(RECSYS), config, folder=work.cells)

@@ -66,7 +66,7 @@ def _train(
     if not current().main:  # rank 0 tells what all of them do
         problem = task.problem(work.data(task), config, folder=work.cells)
         return TrainedStep.of(*train(problem), problem.split.describe())
-    store = tracking.connect(task.name)
+    store = work.connect(task)
     before = processes.run_before(name, store.experiment_id)
     with tracking.run(name, run_id=before, tags={"step": name, **processes.tags()}):
         tracking.log_params(config.as_dict())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +70,7 @@ def prepare(
     divide: int = 0,
     streams: Streams | None = None,
     seed: int = 0,
+    name: str = "",
 ) -> Prepared:
     """Read images of devices from any source and keep them.
 
@@ -82,9 +82,11 @@ def prepare(
         divide: cut every device into devices of at most so many images; 0 leaves them.
         streams: make corrupted streams of the images, whoever they are of.
         seed: of the division.
+        name: what the data is called in MLflow; by default as before, or like its file or folder.
     """
     named = {role: column for role, column in (columns or {}).items() if column is not None}
-    tracking.connect(VISION.name)
+    name = work.name_of(source, name)
+    work.connect(VISION, name)
     with tracking.run("prepare", tags={"step": "prepare"}):
         tracking.log_params({"source": source, "size": size, "divide": divide, "streams": streams})
         data, report = read_images(source, size=size, **named) if named else catalogue.resolve(source, size=size)
@@ -101,7 +103,8 @@ def prepare(
         tracking.log_metrics_batch({"devices": data.n_devices, "images": data.n_images, "classes": data.n_classes})
         tracking.log_json(data.meta, "data/report.json")
         tracking.log_figure(vision_figures.sample_of_devices(data), "figures/devices.png")
-        _log_data(data, source)
+        work.call(name, source)
+        _log_data(data, name)
     return prepared
 
 
@@ -125,7 +128,7 @@ def _describe(data: DeviceImages, report: ImageReport) -> Prepared:
     return Prepared(data.n_devices, data.n_images, data.n_classes, groups, data.digest, lines)
 
 
-def _log_data(data: DeviceImages, source: str) -> None:
+def _log_data(data: DeviceImages, name: str) -> None:
     """The data set, as MLflow shows it beside a run: its devices, with how many images they have."""
     import polars as pl
     from mlflow.data import polars_dataset
@@ -133,4 +136,4 @@ def _log_data(data: DeviceImages, source: str) -> None:
     devices = pl.DataFrame(
         {"device": list(data.device_ids), "group": list(data.groups), "images": np.diff(data.offsets)}
     )
-    tracking.log_dataset(polars_dataset.from_polars(devices, name=Path(source).stem, digest=data.digest[:32]))
+    tracking.log_dataset(polars_dataset.from_polars(devices, name=name, digest=data.digest[:32]))

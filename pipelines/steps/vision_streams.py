@@ -40,7 +40,7 @@ def replay(config: VisionConfig, work: Workspace) -> Replayed:
 
     Leaves every answer in the workspace, and what refinement may read of the devices: sums of codes, without labels.
     """
-    tracking.connect(VISION.name)
+    work.connect(VISION)
     with tracking.run("replay", tags={"step": "replay"}):
         tracking.log_params(config.as_dict())
         problem = VISION.problem(work.data(VISION), config)
@@ -77,7 +77,7 @@ def refine(config: VisionConfig, work: Workspace, limits: RefineConfig | None = 
         DataError: nothing was replayed, or with another bank.
     """
     limits = limits or RefineConfig(seed=config.seed)
-    tracking.connect(VISION.name)
+    work.connect(VISION)
     with tracking.run("refine", tags={"step": "refine"}):
         tracking.log_params({**config.as_dict(), "limits": asdict(limits)})
         problem = VISION.problem(work.data(VISION), config, folder=work.cells)
@@ -96,6 +96,7 @@ def refine(config: VisionConfig, work: Workspace, limits: RefineConfig | None = 
             decide=partial(_on_validation, problem, parent),
             report=lambda child: bank.on_test(VISION, problem, child, head),
             where="the devices that validate",
+            data=work.name,
         )
     work.remember(config)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -15,8 +16,10 @@ from persona.task import Task
 
 if TYPE_CHECKING:
     from persona.prototypes import Lineage
+    from pipelines.tracking.runs import Store
 
 SETTINGS = "settings.json"
+NAME = "name.json"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Workspace:
     ::
 
         prepared/                   the data
+        name.json                   what the data is called, and with it experiment and registered models
         settings.json               the settings of the last step, taken up by the next one
         cells/<host>-seed<s>-*/     trained hosts, editors and results of one protocol, host and seed; features-* computed once
         comparison-<protocol>.json  the comparison of methods; comparison.json where the task has one protocol
@@ -83,6 +87,46 @@ class Workspace:
             )
         return task.load(self.prepared)
 
+    @property
+    def name(self) -> str:
+        """What the data is called; empty where an earlier release prepared it."""
+        path = self.root / NAME
+        return str(read_json(path)["name"]) if path.exists() else ""
+
+    def name_of(self, source: str, given: str = "") -> str:
+        """What data of this source is called: as ``given``, as before if it was the same source, or like its file.
+
+        Raises:
+            ConfigError: the name given has neither letters nor digits.
+        """
+        if given:
+            return _slug_of(given)
+        path = self.root / NAME
+        before = dict(read_json(path)) if path.exists() else {}
+        if before.get("source") == source:
+            return str(before["name"])
+        # A pattern such as logs/*.parquet is called like its folder.
+        parts = [re.sub(r"(\.[A-Za-z]{1,7})+$", "", part) for part in reversed(Path(source).parts)]
+        return next(filter(None, map(slug, parts)), "data")
+
+    def call(self, name: str, source: str | None = None) -> None:
+        """Keep what the data is called, and where it came from; the source stays if none is given.
+
+        Raises:
+            ConfigError: as ``name_of``.
+        """
+        path = self.root / NAME
+        before = dict(read_json(path)) if path.exists() else {}
+        write_json(path, {**before, "name": _slug_of(name)} | ({} if source is None else {"source": source}))
+
+    def connect(self, task: Task, name: str | None = None) -> Store:
+        """Open the store, with the experiment of the data, which is about to be called ``name`` if that is given."""
+        from pipelines import tracking
+
+        data = self.name if name is None else name
+        about = f"Runs of `persona {task.name}`" + (f" on the data set {data}." if data else ".")
+        return tracking.connect(task.experiment(data), about)
+
     def settings(self, task: Task, given: Mapping[str, Any], file: Path | None = None) -> Any:
         """The settings of a step: those of the step before, changed by a file, changed by the options given.
 
@@ -115,6 +159,18 @@ class Workspace:
         """The settings of the step before; none before the first."""
         path = self.root / SETTINGS
         return dict(read_json(path)) if path.exists() else {}
+
+
+def slug(text: str) -> str:
+    """``text`` as part of a name in a registry: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _slug_of(name: str) -> str:
+    """The slug of a name that was given."""
+    if not (found := slug(name)):
+        raise ConfigError(f"--name {name!r} has neither letters nor digits: give one such as films-2024")
+    return found
 
 
 def _chosen(given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def register_bank(model: str, version: BankVersion, *, candidate: bool = True) -
     """Log a bank as a model of the active run and register it, once for every bank version.
 
     Args:
-        model: name of the registered model, for example ``persona-recsys-prototypes``.
+        model: name of the registered model, for example ``persona-recsys-movielens-small-prototypes``.
         version: what to register.
         candidate: whether it is to be promoted, so that it gets the alias ``candidate``.
     """

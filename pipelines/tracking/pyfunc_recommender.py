@@ -25,12 +25,13 @@ class RecommenderModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Rank items for every row of ``model_input``; parameters ``k`` and ``level`` (of ``persona.wire.LEVELS``)."""
+        """Rank items for every row of ``model_input``; parameters ``k``, ``level`` (of ``persona.wire.LEVELS``) and ``seen``."""
         settings = params or {}
         answers = self.recommender.recommend_many(
             [list(history) for history in model_input["history"]],
             int(settings.get("k", 10)),
             level=str(settings.get("level", "edit")),
+            seen=settings.get("seen"),
         )
         return pd.DataFrame(
             {

@@ -28,7 +28,13 @@ class Registered:
 
 
 def register(
-    task: Task, bundle: Path, release: Any, tags: Mapping[str, Any], metrics: Mapping[str, float]
+    task: Task,
+    bundle: Path,
+    release: Any,
+    tags: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    *,
+    data: str = "",
 ) -> Registered:
     """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate.
 
@@ -38,11 +44,12 @@ def register(
         release: what was saved there.
         tags: what comparison pages show as text.
         metrics: what they show as numbers.
+        data: what the data is called that the model learned from.
     """
     import mlflow
 
     hush()
-    called, model = task.interface, task.registered
+    called, model = task.interface, task.registered(data)
     values = [f"{name}: {value:.4f}" for name, value in sorted(metrics.items())]
     description = "\n\n".join([called.describe(release, tags), *values])
     if (known := of_run(model)) is not None:
@@ -54,7 +61,7 @@ def register(
         python_model=str(Path(__file__).with_name(f"pyfunc_{called.artifact}.py")),
         artifacts={"bundle": str(bundle)},
         code_paths=[str(root / "persona"), str(root / task.name)],
-        signature=signature(called, example),
+        signature=signature(called, example, release.info),
         input_example=example,
         pip_requirements=[f"{name}=={version(name)}" for name in called.requirements],
     )
@@ -85,6 +92,7 @@ def publish(
         mlflow.log_metrics(dict(metrics), model_id=logged_model)
     text = {key: str(value) for key, value in tags.items()}
     number = int(mlflow.register_model(f"models:/{logged_model}", model, tags=text).version)
+    _introduce(model)
     return describe(Registered(model, number, f"models:/{model}/{number}"), description, aliases)
 
 
@@ -99,6 +107,20 @@ def describe(registered: Registered, description: str, aliases: Iterable[str]) -
     return registered
 
 
+def _introduce(model: str) -> None:
+    """Say what a registered model is, where nobody has said it yet."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    if not client.get_registered_model(model).description:
+        what = "prototype bank" if model.endswith("-prototypes") else "bundle that `persona serve` answers with"
+        text = (
+            f"Each version is a {what}. `candidate` is the latest that is worth being promoted, `champion` what is served: "
+            f"`persona promote {model}@candidate` moves it, `persona compare {model}@champion {model}@candidate` shows why."
+        )
+        client.update_registered_model(model, description=text)
+
+
 def of_run(model: str) -> Registered | None:
     """The version of a registered model that the active run has made already, as one does that was killed and goes on."""
     import mlflow
@@ -111,7 +133,7 @@ def of_run(model: str) -> Registered | None:
 
 
 def download(uri: str, into: Path | None = None) -> Path:
-    """The bundle folder of a registered model, for example ``models:/persona-recsys@candidate``.
+    """The bundle folder of a registered model, for example ``models:/persona-recsys-movielens-small@candidate``.
 
     Args:
         uri: of the model.
@@ -131,7 +153,9 @@ def download(uri: str, into: Path | None = None) -> Path:
         raise DataError(f"{uri} cannot be fetched ({reason}): see `persona ui` for the registered models") from error
     for header in folder.rglob("bundle.json"):
         return header.parent
-    raise DataError(f"{uri} holds no bundle of this project: name a version of persona-recsys or persona-vision")
+    raise DataError(
+        f"{uri} holds no bundle of this project: name a version of a released model, as `persona ui` shows them"
+    )
 
 
 def hush() -> None:
@@ -141,16 +165,17 @@ def hush() -> None:
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
 
 
-def signature(called: Interface, example: Any) -> Any:
+def signature(called: Interface, example: Any, info: Mapping[str, Any]) -> Any:
     """What a registered model reads and answers, and its parameters, as MLflow wants to know it."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
+    parameters = {name: info.get(name, usual) for name, usual in called.parameters.items()}
     inputs: list[Any] = [ColSpec(_type(kind), name) for name, kind in called.inputs.items()]
     return ModelSignature(
         inputs=Schema(inputs or [TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
         outputs=Schema([ColSpec(_type(kind), name) for name, kind in called.outputs.items()]),
-        params=ParamSchema([ParamSpec(name, _type(type(usual)), usual) for name, usual in called.parameters.items()]),
+        params=ParamSchema([ParamSpec(name, _type(type(usual)), usual) for name, usual in parameters.items()]),
     )
 
 
@@ -161,4 +186,4 @@ def _type(kind: Any) -> Any:
 
     if isinstance(kind, list):
         return Array(_type(kind[0]))
-    return {str: DataType.string, float: DataType.double, int: DataType.long}[kind]
+    return {str: DataType.string, float: DataType.double, int: DataType.long, bool: DataType.boolean}[kind]

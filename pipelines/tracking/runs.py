@@ -5,7 +5,7 @@ tens of milliseconds, so values are logged in batches.
 
 Example::
 
-    tracking.connect("recsys")
+    tracking.connect("persona-recsys-movielens-small")
     with tracking.run("pretrain", tags={"protocol": "time"}):
         tracking.log_params({"host": {"name": "sasrec", "width": 64}})
         tracking.log_epochs(result.history)
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow import ActiveRun, MlflowClient
 
 LONGEST_VALUE = 500
+NOTE_TAG = "mlflow.note.content"  # the description of an experiment
 FAILURE_TAG, COMMAND_TAG, FOLDER_TAG, PROCESS_TAG = "failure", "command", "folder", "process"
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class Store:
     experiment_id: str
 
 
-def connect(experiment: str) -> Store:
-    """Open the store, make it first if need be, and log to ``experiment`` from now on.
+def connect(experiment: str, about: str = "") -> Store:
+    """Open the store, make it first if need be, and log to ``experiment`` from now on, described as ``about`` where it is not.
 
     A process started by ``mlflow run`` stays in the experiment that was chosen there, and inside a run its own.
 
@@ -64,7 +65,7 @@ def connect(experiment: str) -> Store:
         active = mlflow.active_run()
         joined = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
         path = database_path(uri)
-        chosen = store.get_run(joined).info.experiment_id if joined else _experiment(store, experiment, path)
+        chosen = store.get_run(joined).info.experiment_id if joined else _experiment(store, experiment, path, about)
         mlflow.set_experiment(experiment_id=chosen)
     return Store(uri, chosen)
 
@@ -113,25 +114,27 @@ def _use(uri: str) -> None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-def _experiment(client: MlflowClient, name: str, database: Path | None) -> str:
-    """The id of the experiment ``name``, made if there is none."""
+def _experiment(client: MlflowClient, name: str, database: Path | None, about: str) -> str:
+    """The id of the experiment ``name``, made if there is none; it is told what it is about, if nothing was said before."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         location = (artifact_root(database) / name).as_uri() if database else None
         try:
-            return client.create_experiment(name, artifact_location=location)
+            client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # a server, on which another process was faster
                 raise
-            found = client.get_experiment_by_name(name)
+        found = client.get_experiment_by_name(name)
     assert found is not None
     if found.lifecycle_stage != "active":
         raise ConfigError(
             f"the experiment {name!r} was deleted: bring it back with 'mlflow experiments restore --experiment-id "
             f"{found.experiment_id}', or choose another name"
         )
+    if about and NOTE_TAG not in found.tags:
+        client.set_experiment_tag(found.experiment_id, NOTE_TAG, about)
     return str(found.experiment_id)
 
 

@@ -120,18 +120,23 @@ def _last_steps(client: MlflowClient, run_id: str, keys: set[str]) -> dict[str, 
 
 
 def log_dataset(dataset: Dataset, context: str = "training") -> None:
-    """Show a data set beside the active run.
+    """Show a data set beside the active run, and beside the one that this is a part of.
 
     MLflow looks for the data set and then inserts it, so that of processes that bring the same one at the same time all but
     the first fail; they find it when they look again.
     """
-    import mlflow
+    from mlflow.entities import DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-    _active()
+    client, active = _active()
+    parent = client.get_run(active).data.tags.get(MLFLOW_PARENT_RUN_ID)
+    runs = [active, *([parent] if parent else [])]
+    shown = DatasetInput(dataset._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, context)])
     for left in reversed(range(DATASET_ATTEMPTS)):
         try:
-            mlflow.log_input(dataset, context=context)
+            for run_id in runs:
+                client.log_inputs(run_id, datasets=[shown])
         except MlflowException as error:
             if not left or "unique" not in str(error).lower():
                 raise

@@ -44,7 +44,7 @@ class Side:
     """One of the two that are compared.
 
     Attributes:
-        label: as people call it, for example ``persona-recsys/3``.
+        label: as people call it, for example ``persona-recsys-movielens-small/3``.
         run_id: the run that made it.
         settings: parameters of that run.
         metrics: over all units.

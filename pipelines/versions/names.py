@@ -1,4 +1,4 @@
-"""Versions of registered models by the names that people use: ``persona-recsys@champion``, ``persona-recsys/3``."""
+"""Versions of registered models by the names that people use: ``persona-recsys-shop@champion``, ``persona-recsys-shop/3``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CANDIDATE = "champion", "candidate"
+BANKS = "-prototypes"  # how the names of banks end
 _NAME = re.compile(r"(?:models:/)?(?P<model>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>\d+))?")
 
 
@@ -55,6 +56,21 @@ def models(client: MlflowClient) -> list[str]:
     return sorted(model.name for model in client.search_registered_models() if not model.name.endswith(".lock"))
 
 
+def usual(client: MlflowClient, *, banks: bool = False) -> str:
+    """The model that is meant where none is named: the only one of a store, bundles or ``banks``.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    found = [name for name in models(client) if name.endswith(BANKS) == banks]
+    if len(found) == 1:
+        return found[0]
+    kind = "prototype bank" if banks else "model"
+    if not found:
+        raise ConfigError(f"the store has no registered {kind}: release one first, or set MLFLOW_TRACKING_URI")
+    raise ConfigError(f"the store has several registered {kind}s: name one of {', '.join(found)}")
+
+
 def resolve(client: MlflowClient, name: str) -> Version:
     """The version that ``name`` means; a bare model means its champion, or its newest version where there is none.
 
@@ -63,7 +79,7 @@ def resolve(client: MlflowClient, name: str) -> Version:
     """
     match = _NAME.fullmatch(name.strip())
     if match is None:
-        raise ConfigError(f"{name!r} names no version: write persona-recsys@champion, or persona-recsys/3")
+        raise ConfigError(f"{name!r} names no version: write persona-recsys-shop@champion, or persona-recsys-shop/3")
     model = match["model"]
     known = models(client)
     if model not in known:

@@ -85,7 +85,7 @@ def promote(
 
     Args:
         client: of the store in use.
-        name: of the version, for example ``persona-recsys@candidate``.
+        name: of the version, for example ``persona-recsys-movielens-small@candidate``.
         why: reason, for the history.
         limits: of the gate.
         force: overrule a gate that fails or cannot be asked; needs ``why``.

@@ -100,6 +100,12 @@ class SequenceData:
         """User id -> user index 0..U-1."""
         return {user: index for index, user in enumerate(self.user_ids.to_list())}
 
+    @cached_property
+    def repeats_share(self) -> float:
+        """Share of the next events (all but each user's first) that are an item which the user has had before."""
+        distinct = len(self.seen_items()[1])
+        return (self.n_events - distinct) / max(1, self.n_events - self.n_users)
+
     def user_of(self, positions: NDArray[np.integer]) -> Int64Array:
         """The user (0..U-1) that each position belongs to: (B,) -> (B,)."""
         return np.searchsorted(self.offsets, positions, side="right").astype(np.int64) - 1

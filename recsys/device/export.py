@@ -74,6 +74,7 @@ def device_model(recommender: Release, policy: RequestPolicy | None = None) -> D
     host, editor = recommender.model.host, recommender.model.editor
     length = host.config.max_length
     vocabulary = {"ids": recommender.item_ids, "titles": recommender.titles}
+    told = {"seen": True} if recommender.info.get("seen") else {}
     return DeviceModel(
         task=TASK,
         module=_OnDevice(host),
@@ -85,7 +86,7 @@ def device_model(recommender: Release, policy: RequestPolicy | None = None) -> D
         scales=host.adaptive.weight_scales() if editor is None else editor.weight_scales,
         bank=recommender.bank,
         policy=policy,
-        settings={"length": length, "items": len(recommender.item_ids), "host": host.config.as_dict()},
+        settings={"length": length, "items": len(recommender.item_ids), "host": host.config.as_dict(), **told},
         files={ITEMS_FILE: json.dumps(vocabulary, ensure_ascii=False).encode()},
     )
 

@@ -122,7 +122,7 @@ class DeviceRecommender:
         k: int = 10,
         *,
         exclude: Sequence[Any] = (),
-        seen: bool = False,
+        seen: bool | None = None,
         plain: bool = False,
     ) -> DeviceAnswer:
         """The ``k`` best items for a history, by the best level the device has.
@@ -132,7 +132,7 @@ class DeviceRecommender:
                 known item is answered by the host, since there is nothing to personalise by.
             k: how many items.
             exclude: ids that must not be recommended.
-            seen: whether items of the history may be recommended again.
+            seen: whether items of the history may be recommended again; as the bundle says by default.
             plain: answer by the host, for comparison.
 
         Raises:
@@ -144,7 +144,8 @@ class DeviceRecommender:
         known, unknown = self.known_items(history)
         outputs = self.device.run(self._inputs(known), plain=plain or not known)
         scores = outputs.arrays["scores"][0]
-        scores[[0, *([] if seen else known), *self.known_items(exclude)[0]]] = -np.inf
+        again = self.device.bundle.settings.get("seen", False) if seen is None else seen
+        scores[[0, *([] if again else known), *self.known_items(exclude)[0]]] = -np.inf
         count = min(k, len(scores))
         best = np.argpartition(-scores, count - 1)[:count]
         best = best[np.lexsort((best, -scores[best]))]

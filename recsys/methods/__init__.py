@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from persona import methods
 from persona.comparison import Measured
+from persona.plugins import declared
+from persona.task import SCORES
 from recsys.methods.apg import train_apg
 from recsys.methods.cluster import finetune_cluster
 from recsys.methods.device import finetune_device_1, finetune_device_10
 from recsys.methods.duet import train_duet
 from recsys.methods.finetune import finetune_adaptive, finetune_all
+from recsys.methods.given import measure_given
 from recsys.methods.host import train_host, train_longer
 from recsys.methods.persona import (
     refresh_host,
@@ -57,6 +61,8 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona": train_persona,
 }
 
+METHODS |= declared("persona.recsys.methods", METHODS)
+
 
 def train_method(name: str, problem: Problem) -> Trained:
     """Train the method called ``name``; a name that is unknown is a ``ConfigError``."""
@@ -64,7 +70,9 @@ def train_method(name: str, problem: Problem) -> Trained:
 
 
 def measure(problem: Problem, method: str) -> Measured:
-    """Train and test one method, or take the result that is already in the problem's folder."""
+    """Train and test one method, or take the result that is already in the problem's folder; ``scores:FILE`` is what others scored."""
+    if method.startswith(SCORES):
+        return measure_given(problem, Path(method.removeprefix(SCORES)))
     return methods.measure(problem, method, METHODS)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import fbgemm_gpu
 import numpy as np
@@ -72,7 +73,10 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
                 f"a batch of {config.batch_size} rows cannot be shared by {size} processes: start fewer, or choose a "
                 f"batch_size of at least {size}"
             )
-        super().__init__(data, config, folder=folder, on_epoch=on_epoch)
+        self.seen = config.protocol != "paper" and config.offers_seen(data)
+        # What ranks the whole catalogue to select epochs depends on what is in it.
+        owner = {"seen": True} if self.seen and config.protocol == "full" else {}
+        super().__init__(data, config, folder=folder, on_epoch=on_epoch, owner=owner)
         self.device = resolve(config.device, self._hindrance())
         self.split: Split = make_split(data, config.protocol)
 
@@ -90,6 +94,10 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
     def reference(self) -> float:
         """The metric that selects, of a ranking by counts of the training rows: what a training from scratch has to beat."""
         return self.score(ByCount(seen_counts(self.data, self.split.train)))
+
+    def depends(self, method: str) -> dict[str, Any]:
+        """As in ``persona.methods.Problem``; and whether the test ranks what users have had."""
+        return super().depends(method) | ({"seen": True} if self.seen and self.config.protocol == "time" else {})
 
     def score(self, model: Scorer | Follower) -> float:
         """The metric that selects, of ``model`` on the validation rows."""
@@ -282,4 +290,5 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
             full=self.config.protocol == "full",
             seed=self.config.seed,
             limit=limit,
+            seen=self.seen,
         )

@@ -38,7 +38,7 @@ class Ask:
         level: one of ``persona.wire.LEVELS``.
         exclude: ids that must not be recommended.
         only: recommend none but these, if given.
-        seen: whether items of the history may be recommended again.
+        seen: whether items of the history may be recommended again; as the bundle says by default.
     """
 
     history: Sequence[Any]
@@ -46,7 +46,7 @@ class Ask:
     level: str = "edit"
     exclude: Sequence[Any] = ()
     only: Sequence[Any] | None = None
-    seen: bool = False
+    seen: bool | None = None
 
 
 @dataclass(slots=True)  # freezing would triple what it costs to make one, of which every answer has ten
@@ -112,6 +112,7 @@ class Recommender(Answering):
         model: graphs and tables.
         vocabulary: the items.
         host: digest of the host.
+        seen: whether items of a history are recommended again where nothing else is asked for.
 
     Example::
 
@@ -122,8 +123,8 @@ class Recommender(Answering):
 
     model: CompiledModel
 
-    def __init__(self, model: CompiledModel, vocabulary: Vocabulary, host: str) -> None:
-        self.model, self.vocabulary, self.host = model, vocabulary, host
+    def __init__(self, model: CompiledModel, vocabulary: Vocabulary, host: str, seen: bool = False) -> None:
+        self.model, self.vocabulary, self.host, self.seen = model, vocabulary, host, seen
 
     @property
     def item_ids(self) -> list[str]:
@@ -146,7 +147,7 @@ class Recommender(Answering):
         with fitting(folder):
             model = CompiledModel(files, int(header["host"]["max_length"]), index)
         check_tables(folder, header["host_digest"], header.get("bank_version"), model.tables)
-        return cls(model, vocabulary, header["host_digest"])
+        return cls(model, vocabulary, header["host_digest"], bool(header["info"].get("seen")))
 
     def known_items(self, history: Sequence[Any]) -> tuple[list[int], list[Any]]:
         """Item indices of a history, and the ids in it that the vocabulary does not have."""
@@ -163,7 +164,7 @@ class Recommender(Answering):
         *,
         level: str = "edit",
         exclude: Sequence[Any] = (),
-        seen: bool = False,
+        seen: bool | None = None,
         only: Sequence[Any] | None = None,
     ) -> Recommendation:
         """The ``k`` best items for one history; arguments and errors as ``Ask`` and ``answer`` have them."""
@@ -176,7 +177,7 @@ class Recommender(Answering):
         *,
         level: str = "edit",
         exclude: Sequence[Sequence[Any]] | None = None,
-        seen: bool = False,
+        seen: bool | None = None,
     ) -> list[Recommendation]:
         """Answers for B histories at once, each as ``recommend`` gives it, with one ``exclude`` a history."""
         without = [()] * len(histories) if exclude is None else exclude
@@ -240,4 +241,5 @@ class Recommender(Answering):
 
     def _banned(self, ask: Ask, known: Sequence[int]) -> set[int]:
         """Item indices that must not be recommended."""
-        return {*(() if ask.seen else known), *(self.known_items(ask.exclude)[0] if ask.exclude else ())}
+        seen = self.seen if ask.seen is None else ask.seen
+        return {*(() if seen else known), *(self.known_items(ask.exclude)[0] if ask.exclude else ())}

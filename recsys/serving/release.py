@@ -82,7 +82,7 @@ class Release(release.Release[Personalised]):
     def recommender(self) -> Recommender:
         """What answers from the bundle that ``save`` would write."""
         model = CompiledModel(self.compiled_files, self.model.host.config.max_length)
-        return Recommender(model, self.vocabulary, self.host_digest)
+        return Recommender(model, self.vocabulary, self.host_digest, bool(self.info.get("seen")))
 
     def codes(self, context: Context) -> Tensor:
         """(B, L, d) editing codes, what ``server`` reads of every row.

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import mlflow
 
-from tests.browser.workbench import BANKS, CHROMIUM, Workbench
+from tests.browser.workbench import BANKS, BUNDLES, CHROMIUM, Workbench
 
 # The page has to come from a server that shares two processors with others.
 PATIENCE = 120_000
@@ -41,7 +41,7 @@ class Shot:
 def shots(workbench: Workbench) -> list[Shot]:
     """Every page that is shown."""
     client = mlflow.MlflowClient(tracking_uri=workbench.uri)
-    ids = {name: client.get_experiment_by_name(name).experiment_id for name in ("recsys", "comparisons", BANKS)}
+    ids = {name: client.get_experiment_by_name(name).experiment_id for name in (BUNDLES, "comparisons", BANKS)}
     compared, lineage = workbench.said["compare"], workbench.said["lineage"]
     versions = {str(version.version): version.run_id for version in client.search_model_versions(f"name = '{BANKS}'")}
     first, last = (label.rpartition("/")[2] for label in (compared["a"], compared["b"]))
@@ -50,7 +50,7 @@ def shots(workbench: Workbench) -> list[Shot]:
     return [
         Shot(
             "pipeline-run",
-            f"/#/experiments/{ids['recsys']}/runs/{workbench.said['run']['run_id']}?{WORDS}",
+            f"/#/experiments/{ids[BUNDLES]}/runs/{workbench.said['run']['run_id']}?{WORDS}",
             ("Parameters", "source", "Finished"),
         ),
         Shot(
@@ -66,7 +66,7 @@ def shots(workbench: Workbench) -> list[Shot]:
         ),
         Shot(
             "tables",
-            f"/#/experiments/{ids['recsys']}/runs?compareRunsMode=ARTIFACT&{WORDS}",
+            f"/#/experiments/{ids[BUNDLES]}/runs?compareRunsMode=ARTIFACT&{WORDS}",
             ("segment",),
         ),
         Shot("versions", f"/#/models/{BANKS}?{WORDS}", ("champion", "candidate")),

@@ -19,7 +19,7 @@ import polars as pl
 from pipelines.doctor import free_port
 
 CHROMIUM = Path("/usr/bin/chromium")
-BUNDLES, BANKS = "persona-recsys", "persona-recsys-prototypes"
+BUNDLES, BANKS = "persona-recsys-films", "persona-recsys-films-prototypes"
 # Where the prepared log is cut into windows for the two refinements.
 WINDOWS = ((0.85, 0.925), (0.925, 1.0))
 PROTOTYPES = 4
@@ -63,7 +63,7 @@ def build(folder: Path, log: Path, settings: tuple[str, ...], prototypes: int = 
 
     times = pl.read_csv(log)["timestamp"].cast(pl.Int64)
     windows = [[str(int(times.quantile(q) or 0)) for q in window] for window in WINDOWS]
-    said = {"run": persona("recsys", "run", "--data", str(log), *settings)}
+    said = {"run": persona("recsys", "run", "--data", str(log), "--name", "films", *settings)}
     said["promote"] = persona("promote", f"{BUNDLES}/1", "--why", "the first release")
     said["bank"] = persona("recsys", "prototypes", "--prototypes", str(prototypes))
     said["refine 1"] = persona("recsys", "refine", "--window", *windows[0], "--min-users", "2")

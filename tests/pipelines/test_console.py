@@ -170,3 +170,20 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch, capsys)
     assert "editor" in err
     assert "4/4" in err
     assert "left" in err
+
+
+def test_the_time_left_counts_from_the_start_and_runs_on_between_steps(monkeypatch):
+    """A first step that was over when the bar appeared counts, and so do steps longer than any memory of the bar."""
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    clock = console._Clock(4, started=40.0)
+    assert clock.left() is None
+    clock.advance(1)
+    assert clock.left() == 180.0
+    now = 130.0
+    assert clock.left() == 150.0
+    now = 160.0
+    assert clock.advance(1) == 120.0
+    assert clock.left() == 120.0
+    now = 400.0
+    assert clock.left() == 0.0, "late, but never negative"

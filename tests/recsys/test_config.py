@@ -113,7 +113,7 @@ def test_a_setting_belongs_to_the_host_or_to_the_editor():
     host, editor = config.host_settings(), config.editor_settings()
     assert set(editor) == set(EDITOR_SETTINGS)
     assert not set(host) & set(editor)
-    assert {f.name for f in fields(config)} == {*host, *editor, "mode", *SCALE_SETTINGS, *PROCESSOR_SETTINGS}
+    assert {f.name for f in fields(config)} == {*host, *editor, "mode", "seen", *SCALE_SETTINGS, *PROCESSOR_SETTINGS}
 
 
 def test_what_large_tables_need_changes_no_record_of_what_does_without():

@@ -106,6 +106,50 @@ def test_full_ranking_keeps_a_target_that_was_seen_before():
     np.testing.assert_allclose(evaluated.per_user["mrr"], expected["mrr"], atol=1e-12)
 
 
+def test_what_users_have_had_is_ranked_where_it_is_offered_but_not_the_rest_of_a_basket():
+    """Item 1 leads, and was seen: it stands above the target only where seen items are offered, and not from its own basket."""
+
+    class First:
+        def score_catalogue(self, context):
+            scores = -torch.arange(ITEMS + 1).float().expand(len(context), -1).clone()
+            scores[:, 0] = -torch.inf
+            return scores
+
+    apart = sequences([[1, 2], [1, 3]])
+    basket = sequences([[1, 2], [1, 3]], [[5, 5], [5, 5]])
+    ranks = {
+        (name, seen): Evaluation(data, np.array([1, 3]), max_length=T, full=True, seen=seen).run(First()).summary["mrr"]
+        for name, data in (("apart", apart), ("basket", basket))
+        for seen in (True, False)
+    }
+    assert ranks["apart", True] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert ranks["apart", False] == ranks["basket", True] == ranks["basket", False] == pytest.approx((1 + 1 / 2) / 2)
+
+
+REPEATING = sequences([[u % 5 + 1, u % 5 + 2, u % 5 + 1, u % 5 + 2, u % 5 + 1, u % 5 + 3] for u in range(12)])
+
+
+@pytest.mark.parametrize(("asked", "offered"), [("auto", True), ("no", False), ("yes", True)])
+def test_the_share_of_repeats_decides_what_is_ranked(asked, offered):
+    assert REPEATING.repeats_share == pytest.approx(3 / 5)
+    problem = Problem(REPEATING, replace(SMALL, protocol="full", monitor="ndcg_10", seen=asked))
+    assert problem.seen is problem.validation.seen is offered
+    assert problem.config.resolved(REPEATING) == ({"seen": "yes"} if offered else {})
+
+
+def test_a_log_without_repeats_ranks_as_ever(tmp_path):
+    config = replace(SMALL, protocol="full", monitor="ndcg_10")
+    assert not Problem(DATA, config).seen
+    Problem(REPEATING, config, folder=tmp_path)
+    Problem(REPEATING, replace(config, seen="no"), folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2, "hosts selected by another ranking are other hosts"
+    stream = Problem(REPEATING, replace(SMALL, protocol="time"))
+    assert (stream.depends("host"), Problem(DATA, replace(SMALL, protocol="time")).depends("host")) == (
+        {"seen": True},
+        {},
+    )
+
+
 def test_full_ranking_removes_everything_seen_not_only_the_context():
     data = sequences([[*range(1, 20), 25]])
 

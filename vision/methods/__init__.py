@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from persona import methods
 from persona.comparison import Measured
+from persona.plugins import declared
 from vision.methods.batch_norm import train_batch_norm
 from vision.methods.duet import train_duet
 from vision.methods.finetune import finetune_adaptive, finetune_all, finetune_device, finetune_interpolated
@@ -49,6 +50,8 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona_gated": train_gated,
     "persona": train_persona,
 }
+
+METHODS |= declared("persona.vision.methods", METHODS)
 
 
 def train_method(name: str, problem: Problem) -> Trained:

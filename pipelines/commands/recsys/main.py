@@ -9,7 +9,7 @@ import typer
 
 from pipelines import console
 from pipelines.commands import task
-from pipelines.commands.options import ConfigOption, Jobs, Methods, Model, Seeds, WorkOption, split
+from pipelines.commands.options import ConfigOption, Jobs, Model, NameOption, Seeds, WorkOption, split
 from pipelines.commands.recsys import plan, prototypes, replay, show
 from pipelines.commands.recsys.options import (
     WORK,
@@ -19,6 +19,7 @@ from pipelines.commands.recsys.options import (
     LevelOption,
     MinEvents,
     Protocols,
+    SeenOption,
     TimeColumn,
     TitleColumn,
     UserColumn,
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from pipelines.steps.workspace import Workspace
     from recsys.config import RecsysConfig
 
+# A first run compares these, few of which are trained; `evaluate` compares all methods.
+FIRST_METHODS = (
+    "host,popularity,popularity_recent,item_knn,markov,personal,host_refreshed,finetune_all,persona_prototypes,persona"
+)
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -43,6 +49,7 @@ class Source:
     columns: dict[str, str | None]
     min_events: int
     baskets: bool | None
+    name: str
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,13 @@ def prepare(
     title_column: TitleColumn = None,
     min_events: MinEvents = 1,
     baskets: Baskets = None,
+    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """Read an interaction log of any form, say what was understood, and keep it as sequences."""
     out = task.start(RECSYS, as_json)
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
-    out.result(_prepared(task.workspace(work), Source(data, columns, min_events, baskets), out))
+    out.result(_prepared(task.workspace(work), Source(data, columns, min_events, baskets, name), out))
 
 
 task.register(
@@ -113,12 +121,16 @@ def release(
     item_table: Annotated[
         str, typer.Option(help="How the service keeps items: float32, int8, int4; chosen by their number by default.")
     ] = "",
+    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """Pack host, editor and prototypes into a bundle, register it in MLflow, and call it the candidate."""
     out = task.start(RECSYS, as_json)
     space = task.workspace(work)
-    made = task.released(RECSYS, space, space.settings(RECSYS, given, config), item_table=item_table)
+    settings = space.settings(RECSYS, given, config)
+    if name:
+        space.call(name)
+    made = task.released(RECSYS, space, settings, item_table=item_table)
     show.released(made, out)
     out.result(made)
 
@@ -127,7 +139,7 @@ def release(
     epilog="Examples:\n\n"
     "persona recsys recommend --user 42 --k 5\n\n"
     "persona recsys recommend --user 42 --drop-last 5          before the last five events\n\n"
-    "persona recsys recommend --history 1193,661,914 --model models:/persona-recsys@candidate"
+    "persona recsys recommend --history 1193,661,914 --model models:/persona-recsys-movielens-small@candidate"
 )
 def recommend(
     work: WorkOption = WORK,
@@ -137,6 +149,7 @@ def recommend(
     k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
     level: LevelOption = "edit",
     drop_last: Annotated[int, typer.Option(min=0, help="Leave out this many of the latest events.")] = 0,
+    seen: SeenOption = None,
     as_json: console.JsonOption = False,
 ) -> None:
     """Answer: what should this user see now."""
@@ -152,6 +165,7 @@ def recommend(
         k=k,
         level=level,
         drop_last=drop_last,
+        seen=seen,
     )
     show.answered(answer, out)
     out.result(answer)
@@ -165,7 +179,7 @@ def run(
     work: WorkOption = WORK,
     config: ConfigOption = None,
     protocols: Protocols = "",
-    methods: Methods = "",
+    methods: Annotated[str, typer.Option(help="Comma-separated methods; `evaluate --help` names all.")] = FIRST_METHODS,
     seeds: Seeds = 1,
     jobs: Jobs = 1,
     user: Annotated[
@@ -177,6 +191,7 @@ def run(
     title_column: TitleColumn = None,
     min_events: MinEvents = 1,
     baskets: Baskets = None,
+    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """The whole way, as nested MLflow runs: prepare, evaluate (trains host, editor, baselines), prototypes, release.
@@ -188,7 +203,7 @@ def run(
     settings = space.settings(RECSYS, given, config)
     show.taken_over(space, given, config, out)
     columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
-    source = Source(data, columns, min_events, baskets)
+    source = Source(data, columns, min_events, baskets, name)
     asked = Compared(split(protocols) or [settings.protocol], split(methods), seeds, jobs)
     out.result(_whole(space, settings, source, asked, user, out))
 
@@ -199,8 +214,7 @@ def _whole(
     """All steps inside one run, and what each of them returned."""
     from pipelines import tracking
 
-    tracking.connect(RECSYS.name)
-    with tracking.run("recsys", tags={"step": "run"}) as active:
+    with task.whole(RECSYS, space, source.data, source.name, settings.host) as active:
         tracking.log_params({"source": source.data, **settings.as_dict()})
         prepared = _prepared(space, source, out)
         comparisons = task.evaluated(RECSYS, space, settings, **vars(asked))
@@ -213,6 +227,7 @@ def _whole(
         show.released(released, out)
         shown, answers = _before_and_after(space, user)
         tracking.log_json({"user": shown, **answers}, "recommendations.json")
+        task.log_headlines(RECSYS, comparisons, released)
     show.before_after(shown, answers, out)
     out.say(f"\nSee runs, figures and the registered model:  persona ui   (run {active.info.run_id})")
     return {
@@ -230,7 +245,12 @@ def _prepared(space: Workspace, source: Source, out: console.Output) -> Prepared
     from pipelines.steps import recsys as steps
 
     result = steps.prepare(
-        source.data, space, columns=source.columns, min_events=source.min_events, baskets=source.baskets
+        source.data,
+        space,
+        columns=source.columns,
+        min_events=source.min_events,
+        baskets=source.baskets,
+        name=source.name,
     )
     for line in result.understood:
         out.say(line)

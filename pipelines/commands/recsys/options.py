@@ -37,6 +37,13 @@ LevelOption = Annotated[
     ),
 ]
 
+SeenOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--seen/--no-seen", help="Whether items of the history may be recommended again; as released by default."
+    ),
+]
+
 WORK = RECSYS.work
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SETTINGS = "settings.json"
 NEAREST = {"uauc": "UAUC", "ndcg_10": "NDCG@10"}
 # Whose values a comparison under a protocol averages.
+RANKED = "; whole catalogues are ranked with what users have had"
 COUNTED = {"time": "users with events after the cut"}
 
 
@@ -42,7 +43,7 @@ def comparison(found: Comparison, out: console.Output) -> None:
     columns = [c for h in found.headlines for c in (f"{found.protocol}/{h}", "against the host [95 %]")]
     title = (
         f"Protocol {found.protocol}: {found.units:,} {COUNTED.get(found.protocol, 'users')}, {found.seeds} seed(s), "
-        f"{found.settings['host']} host"
+        f"{found.settings['host']} host{RANKED if found.settings.get('seen') == 'yes' and found.protocol != 'paper' else ''}"
     )
     out.table(title, ["method", *columns, "training", "bytes a refresh", "time a refresh", "parameters"], rows)
     for metric in found.headlines:

@@ -11,7 +11,7 @@ import typer
 
 from pipelines import console
 from pipelines.commands import options, task
-from pipelines.commands.options import ConfigOption, Jobs, Model, Seeds, WorkOption
+from pipelines.commands.options import ConfigOption, Jobs, Model, NameOption, Seeds, WorkOption
 from pipelines.commands.vision import show
 from vision.task import VISION
 
@@ -63,6 +63,7 @@ class Source:
     orders: str
     severity: int
     length: int
+    name: str
 
 
 @app.callback(
@@ -89,13 +90,14 @@ def prepare(
     streams: StreamsOption = "",
     severity: Severity = 5,
     length: Length = 60,
+    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """Read images of devices from any source, say what was understood, and keep them."""
     out = task.start(VISION, as_json)
     columns = {"image": image_column, "label": label_column, "device": device_column}
     columns |= {"group": group_column, "test": test_column}
-    source = Source(data, columns, size, divide, streams, severity, length)
+    source = Source(data, columns, size, divide, streams, severity, length, name)
     out.result(_prepared(task.workspace(work), source, out))
 
 
@@ -170,7 +172,7 @@ def refine(
     epilog="Examples:\n\n"
     "persona vision classify --device abrupt/fog/test0\n\n"
     "persona vision classify --images photos/today --level host\n\n"
-    "persona vision classify --images a.png,b.png --model models:/persona-vision@candidate"
+    "persona vision classify --images a.png,b.png --model models:/persona-vision-digits@candidate"
 )
 def classify(
     work: WorkOption = WORK,
@@ -211,13 +213,14 @@ def run(
     streams: StreamsOption = "",
     severity: Severity = 5,
     length: Length = 60,
+    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """The whole way: prepare, pretrain, edit, evaluate, prototypes, release, replay, refine, classify."""
     out = task.start(VISION, as_json)
     columns = {"image": image_column, "label": label_column, "device": device_column}
     columns |= {"group": group_column, "test": test_column}
-    source = Source(data, columns, size, divide, streams, severity, length)
+    source = Source(data, columns, size, divide, streams, severity, length, name)
     space = task.workspace(work)
 
     def settled() -> VisionConfig:
@@ -239,8 +242,7 @@ def _whole(
     from pipelines import tracking
     from pipelines.steps import answers, vision_streams
 
-    tracking.connect(VISION.name)
-    with tracking.run("vision", tags={"step": "run"}) as active:
+    with task.whole(VISION, space, source.data, source.name) as active:
         prepared = _prepared(space, source, out)
         settings = settled()
         tracking.log_params({"source": source.data, **settings.as_dict()})
@@ -256,6 +258,7 @@ def _whole(
         shown = space.data(VISION).device_ids[replayed.most_improved[0]["device"]]
         answer = answers.classify(space.bundle, work=space, device=shown)
         tracking.log_json({"device": shown, "answer": answer}, "classification.json")
+        task.log_headlines(VISION, [comparison], released)
     show.answered(answer, out)
     out.say(f"\nSee runs, figures and the registered models:  persona ui   (run {active.info.run_id})")
     return {
@@ -277,7 +280,13 @@ def _prepared(space: Workspace, source: Source, out: console.Output) -> Prepared
     orders = options.split(source.orders) or (["abrupt"] if source.data == "digits" and not source.divide else [])
     streams = steps.Streams(tuple(orders), source.severity, source.length) if orders else None
     result = steps.prepare(
-        source.data, space, columns=source.columns, size=source.size, divide=source.divide, streams=streams
+        source.data,
+        space,
+        columns=source.columns,
+        size=source.size,
+        divide=source.divide,
+        streams=streams,
+        name=source.name,
     )
     for line in result.understood:
         out.say(line)

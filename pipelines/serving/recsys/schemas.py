@@ -41,7 +41,9 @@ class RecommendationRequest(_Request):
     level: Level = Field(default="edit", description="How far to personalise.")
     exclude: list[Id] = Field(default=[], max_length=MOST_ITEMS, description="Ids that must not be recommended.")
     only: list[Id] | None = Field(default=None, max_length=MOST_ITEMS, description="Recommend none but these.")
-    seen: bool = Field(default=False, description="Whether items of the history may be recommended again.")
+    seen: bool | None = Field(
+        default=None, description="Whether items of the history may be recommended again; by default as the model says."
+    )
 
 
 class EditRequest(_Request):

@@ -21,6 +21,7 @@ class Parameters(_Strict):
 
     k: Count = 10
     level: Level = "edit"
+    seen: bool | None = None
 
 
 class Record(_Strict):
@@ -64,8 +65,8 @@ class Scoring(_Strict):
 
     def requests(self) -> list[RecommendationRequest]:
         """One request a row."""
-        k, level = self.params.k, self.params.level
-        return [RecommendationRequest(history=history, k=k, level=level) for history in self.histories()]
+        asked = self.params.model_dump()
+        return [RecommendationRequest(history=history, **asked) for history in self.histories()]
 
 
 class Prediction(BaseModel):

@@ -220,7 +220,7 @@ def test_mlflow_runs_everything_under_one_parent(mlflow_run, place):
     children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
     assert {child.info.run_name for child in children} == {"prepare", "evaluate", "prototypes", "release"}
     assert all(child.info.status == "FINISHED" for child in children)
-    assert int(client.get_model_version_by_alias("persona-recsys", "candidate").version) == 1
+    assert int(client.get_model_version_by_alias("persona-recsys-log-of-films", "candidate").version) == 1
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["recommendations.json"]
     assert "persona_held_back" in done.stdout
 

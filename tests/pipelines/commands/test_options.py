@@ -43,7 +43,12 @@ def test_every_setting_is_an_option_with_help_and_default(command):
         assert "``" not in text
         assert default == f"{setting.default}]"
         assert option.default is None, "not given is not the same as the default"
-        assert option.type_descriptor.annotation is type(setting.default)
+        switch = setting.name in RecsysConfig.switch_names
+        assert option.type_descriptor.annotation is (bool if switch else type(setting.default))
+
+
+def test_a_switch_says_yes_or_no_and_nothing_leaves_it(capsys):
+    assert [given(*arguments)["seen"] for arguments in ((), ("--seen",), ("--no-seen",))] == [None, "yes", "no"]
 
 
 def test_help_shows_every_setting_with_its_default(capsys):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,33 @@ def test_recommenders_answer_alike_through_every_door(harmful, capsys):
                 assert [printed[k] for k in ("level", "fallback", "prototype", "distance", "unread")] == told
                 if level == "edit" and history != HISTORIES[1]:
                     assert told[:2] == (["prototype", reason] if reason else ["edit", ""])
+
+
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_what_users_have_had_is_offered_alike_through_every_door(bundle, tmp_path, capsys, released, asked):
+    """As the bundle says where nothing is asked for; MLflow's signature says it for a registered model."""
+    folder, history, k = shutil.copytree(bundle, tmp_path / "bundle"), HISTORIES[2], 40
+    header = json.loads((folder / "bundle.json").read_text())
+    header["info"] = {"seen": True} if released else {}
+    (folder / "bundle.json").write_text(json.dumps(header))
+    notebook = [i.item_id for i in Recommender.load(folder).recommend(history, k, seen=asked).items]
+    offered = released if asked is None else asked
+    assert len(notebook) == (40 if offered else 31)
+    mlflow, context = pyfunc_recommender.RecommenderModel(), PythonModelContext({"bundle": str(folder)}, {})
+    mlflow.load_context(context)
+    given = {} if asked is None else {"seen": asked}
+    assert mlflow.predict(context, pd.DataFrame({"history": [history]}), {"k": k, **given})["items"][0] == notebook
+    with client_of(folder) as service:
+        served = service.post("/v1/recommendations", json={"history": history, "k": k, **given}).json()["items"]
+        scored = {"dataframe_records": [{"history": history}], "params": {"k": k, **given}}
+        predicted = service.post("/invocations", json=scored).json()["predictions"]
+    assert [item["id"] for item in served] == predicted[0]["items"] == notebook
+    flag = {None: [], True: ["--seen"], False: ["--no-seen"]}[asked]
+    command = ["--model", str(folder), "--history", ",".join(history), "--k", str(k), *flag, "--json"]
+    assert main(["recsys", "recommend", *command]) == 0
+    printed = json.loads(capsys.readouterr().out)["recommendation"]["items"]
+    assert [item["item_id"] for item in printed] == notebook
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -95,7 +95,7 @@ def test_a_version_behind_its_parent_is_kept_and_not_served(served, lineage):
     assert not made.served
     assert lineage.head == before == made.parent
     assert lineage.load(made.version).parent == before
-    entry = mlflow.MlflowClient().get_model_version(RECSYS.banks, str(made.registered.version))
+    entry = mlflow.MlflowClient().get_model_version(RECSYS.banks(), str(made.registered.version))
     assert (entry.tags["served"], list(entry.aliases)) == ("False", ["champion"]), (
         "the first is champion, but no candidate"
     )

@@ -20,7 +20,7 @@ from recsys.data.columns import ITEM, TIME, USER
 from recsys.serving.release import Release
 from recsys.task import RECSYS
 
-MODEL = RECSYS.banks
+MODEL = RECSYS.banks("ratings")
 USERS, FILMS = 60, 150
 SMALL = ("--host", "gru4rec", "--dim", "8", "--max-length", "5", "--width", "8", "--epochs", "3", "--batch-size", "64")
 LEARN = ("--learning-rate", "0.02", "--editor-learning-rate", "0.02")

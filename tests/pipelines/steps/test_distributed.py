@@ -97,7 +97,7 @@ def test_one_rank_speaks_and_its_run_goes_on(place):
     assert place.pretrained["epochs"] == 6
     assert place.edited["name"] == "persona_held_back"
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{place.folder}/mlruns/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("recsys").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("persona-recsys-films").experiment_id])
     assert sorted(run.info.run_name for run in runs) == ["edit", "prepare", "pretrain"]
     assert all(run.info.status == "FINISHED" for run in runs)
 

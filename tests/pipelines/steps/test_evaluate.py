@@ -1,11 +1,19 @@
+import json
+import sys
+
 import mlflow
 import numpy as np
+import polars as pl
 import pytest
 
 from persona.comparison import Measured
-from persona.errors import DataError
+from persona.errors import ConfigError, DataError
 from pipelines import tracking
-from pipelines.steps.evaluate import Comparison
+from pipelines.cli import main
+from pipelines.steps.evaluate import Comparison, chosen
+from recsys.task import RECSYS
+from tests.pipelines.small import SMALL
+from tests.recsys.toy import write_walks
 
 SETTINGS = {"host": "compact", "seed": 3, "monitor": "accuracy"}
 
@@ -54,3 +62,49 @@ def test_seeds_of_different_methods_are_no_comparison():
     seeds = [{"host": measured("host", 0)}, {"host": measured("host", 1), "edited": measured("edited", 1)}]
     with pytest.raises(DataError, match="different methods"):
         Comparison.of_seeds(seeds, protocol="stream", settings=SETTINGS, unit="devices", headlines=("accuracy",))
+
+
+MINE = """
+from recsys.methods import train_method
+
+def train(problem):
+    return train_method("popularity", problem)
+"""
+
+
+def test_a_function_and_a_file_of_scores_stand_in_the_comparison(workplace, monkeypatch, capsys):
+    """The rows are written, scored by somebody, and judged beside a function of their own, in one table and one experiment."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    write_walks(workplace / "films.csv")
+    (workplace / "my_methods.py").write_text(MINE)
+    assert main(["recsys", "prepare", "--data", "films.csv", "--name", "shop"]) == 0
+    paper = ("--protocol", "paper", *SMALL)
+    assert main(["recsys", "evaluate", *paper, "--rows-out", "rows.csv"]) == 2
+    assert "--rows-out rows.csv has to be a Parquet file" in capsys.readouterr().err
+    assert main(["recsys", "evaluate", *paper, "--rows-out", "rows.parquet"]) == 0
+    rows = pl.read_parquet("rows.parquet").explode("candidates")
+    rows.select("user", "position", item="candidates", score=pl.lit(1.0)).write_csv("same.csv")
+    for wrong, sentence in (
+        (("--scores", "none.csv"), "--scores none.csv is no file"),
+        (("--methods", "my_methods:missing"), "--methods: my_methods:missing cannot be loaded"),
+    ):
+        assert main(["recsys", "evaluate", *paper, *wrong]) == 2
+        assert sentence in capsys.readouterr().err
+    asked = ("--methods", "popularity,my_methods:train", "--scores", "same.csv", "--against", "same", "--json")
+    assert main(["recsys", "evaluate", *paper, *asked]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert set(rows) == {"host", *RECSYS.rivals, "popularity", "my_methods:train", "same"}
+    assert rows["my_methods:train"]["metrics"] == rows["popularity"]["metrics"]
+    assert rows["same"]["metrics"]["uauc"] == 0.5
+    assert "uauc" in rows["same"]["differences"]
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("persona-recsys-shop").experiment_id
+    names = {run.info.run_name for run in client.search_runs([experiment])}
+    assert {"paper same", "paper my_methods:train"} <= names
+
+
+def test_a_file_of_scores_may_not_take_the_name_of_a_method(tmp_path):
+    (tmp_path / "popularity.csv").touch()
+    with pytest.raises(ConfigError, match=r"popularity.csv is called like another method: rename the file"):
+        chosen(RECSYS, ["host"], [tmp_path / "popularity.csv"])

@@ -20,7 +20,6 @@ from pipelines.steps import answers as answering
 from pipelines.steps.workspace import Workspace
 from recsys.data import catalogue
 from recsys.data.columns import ITEM, USER
-from recsys.methods import RIVALS
 from recsys.serving.recommender import Ranked, Recommendation, Recommender
 from recsys.serving.release import Release
 from recsys.task import RECSYS
@@ -119,7 +118,7 @@ def go_to(place, patch):
 
 def runs_of(client, parent=None):
     """Runs by name, those of no parent or of ``parent``; the latest of each name."""
-    experiment = client.get_experiment_by_name("recsys")
+    experiment = client.get_experiment_by_name("persona-recsys-ratings")
     found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     return {run.info.run_name: run for run in found if run.data.tags.get("mlflow.parentRunId") == parent}
 
@@ -142,14 +141,18 @@ def test_every_step_tells_what_it_did(steps):
     assert steps["pretrain"]["split"]["protocol"] == "time"
     assert 0 < steps["pretrain"]["validation"]["uauc"] < 1
     [comparison] = steps["evaluate"]
-    assert [row["method"] for row in comparison["rows"]] == ["host", *RIVALS, *EVALUATED.split(",")]
+    assert [row["method"] for row in comparison["rows"]] == ["host", *RECSYS.rivals, *EVALUATED.split(",")]
     assert comparison["settings"]["dim"] == 8, "settings are kept from step to step"
     assert all(row["seconds"] > 0 for row in comparison["rows"]), "also of what an earlier step trained"
-    interval = comparison["rows"][1 + len(RIVALS)]["differences"]["uauc"]
+    interval = comparison["rows"][1 + len(RECSYS.rivals)]["differences"]["uauc"]
     assert interval["low"] <= interval["mean"] <= interval["high"]
     released = steps["release"]
-    assert released["model"] == {"name": "persona-recsys", "version": 1, "uri": "models:/persona-recsys/1"}
-    assert released["metrics"]["time/uauc"] == comparison["rows"][1 + len(RIVALS)]["metrics"]["uauc"]
+    assert released["model"] == {
+        "name": "persona-recsys-ratings",
+        "version": 1,
+        "uri": "models:/persona-recsys-ratings/1",
+    }
+    assert released["metrics"]["time/uauc"] == comparison["rows"][1 + len(RECSYS.rivals)]["metrics"]["uauc"]
     recommendation = steps["recommend"]["recommendation"]
     assert recommendation["level"] == "edit"
     assert recommendation["unknown"] == ["nothing"]
@@ -225,7 +228,7 @@ def test_all_at_once_gives_the_numbers_of_step_by_step(steps, whole):
 
 @pytest.mark.slow
 def test_the_registered_model_is_the_candidate(whole, client):
-    found = client.get_model_version_by_alias("persona-recsys", "candidate")
+    found = client.get_model_version_by_alias("persona-recsys-ratings", "candidate")
     assert int(found.version) == whole["released"]["model"]["version"] == 2
     assert found.tags["host_digest"] == whole["released"]["host_digest"]
     assert found.tags["data_digest"] == whole["prepared"]["digest"]
@@ -242,7 +245,7 @@ import mlflow, pandas, torch, torchrec
 def refuse(*args, **kwargs):
     raise AssertionError("something was unpickled")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
-model = mlflow.pyfunc.load_model("models:/persona-recsys@candidate")
+model = mlflow.pyfunc.load_model("models:/persona-recsys-ratings@candidate")
 answers = model.predict(pandas.DataFrame({"history": json.loads(sys.argv[1])}), params={"k": 7})
 import persona, recsys
 print(json.dumps({"answers": answers.to_dict("list"), "code": [persona.__file__, recsys.__file__]}))
@@ -278,7 +281,7 @@ def test_the_candidate_recommends_like_the_bundle(whole, inside, capsys):
     user = whole["user"]
     answer = recommend("--user", user)
     assert answer == whole["answers"]["after"]
-    assert recommend("--user", user, "--model", "models:/persona-recsys@candidate") == answer
+    assert recommend("--user", user, "--model", "models:/persona-recsys-ratings@candidate") == answer
     assert recommend("--user", user, "--drop-last", "5") == whole["answers"]["before"]
     assert recommend("--user", user, "--level", "host")["recommendation"]["level"] == "host"
 
@@ -291,7 +294,7 @@ def test_the_candidate_recommends_like_the_bundle(whole, inside, capsys):
         (("recommend",), "give either a user of the prepared log (--user) or a history"),
         (("recommend", "--user", "1", "--history", "2"), "give either a user"),
         (("recommend", "--history", "318", "--level", "edti"), "did you mean 'edit'"),
-        (("recommend", "--history", "318", "--model", "models:/persona-recsys@champion"), "champion not found"),
+        (("recommend", "--history", "318", "--model", "models:/persona-recsys-ratings@champion"), "champion not found"),
         (("recommend", "--history", "318", "--model", "nowhere"), "nowhere holds no bundle"),
         (("evaluate", "--methods", "host,persona_heldback"), "did you mean 'persona_held_back'"),
         (("evaluate", "--protocols", "time,papper"), "unknown protocol 'papper': did you mean 'paper'"),
@@ -330,7 +333,7 @@ def test_a_step_that_fails_leaves_a_failed_run_with_the_reason(workplace, capsys
     assert "Traceback" not in err
     assert json.loads(out)["error"] in err
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{workplace}/mlruns/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("recsys").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("persona-recsys-ratings").experiment_id])
     assert len(runs) == (2 if arguments[0] == "run" else 1)
     for run in runs:
         assert run.info.status == "FAILED"

@@ -59,7 +59,7 @@ def test_a_stream_is_replayed_and_logged(workplace, capsys):
     assert set(printed["policies"]) == set(POLICIES)
     assert (printed["prototypes"], printed["replay"]["refinement"]["min_users"]) == (2, 2)
     client = mlflow.MlflowClient(tracking_uri=store.default_uri())
-    experiment = client.get_experiment_by_name("recsys").experiment_id
+    experiment = client.get_experiment_by_name("persona-recsys-films").experiment_id
     [run] = client.search_runs([experiment], "tags.step = 'replay'")
     assert run.info.status == "FINISHED"
     assert run.data.params["replay.scenario"] == "popularity"

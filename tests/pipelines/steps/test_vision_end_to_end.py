@@ -98,7 +98,7 @@ def test_every_step_leaves_what_the_next_one_needs(steps):
 def test_runs_figures_and_registered_models_are_in_the_store(steps):
     place, results = steps
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{place}/mlruns/mlflow.db")
-    experiment = client.get_experiment_by_name("vision").experiment_id
+    experiment = client.get_experiment_by_name("persona-vision-digits").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     figures = {}
     for name in ("prepare", "prototypes", "replay", "refine"):
@@ -107,9 +107,9 @@ def test_runs_figures_and_registered_models_are_in_the_store(steps):
     assert {"figures/worst_devices.png", "figures/accuracy_along_the_stream.png"} <= figures["replay"]
     assert figures["refine"] == {f"figures/{name}.png" for name in ("assignment_flow", "movement", "prototype_map")}
     assert runs["stream persona_held_back"].data.metrics["stream/accuracy_vs_host_low"] <= 1
-    model = client.get_model_version_by_alias("persona-vision", "candidate")
+    model = client.get_model_version_by_alias("persona-vision-digits", "candidate")
     assert model.tags["bank"] == results["prototypes"]["version"]
-    banks = client.search_model_versions("name = 'persona-vision-prototypes'")
+    banks = client.search_model_versions("name = 'persona-vision-digits-prototypes'")
     assert {bank.tags["bank_version"] for bank in banks} == {results[s]["version"] for s in ("prototypes", "refine")}
     first, refined = (snapshots.of_run(client, runs[name].info.run_id) for name in ("prototypes", "refine"))
     assert first.rows == refined.rows
@@ -124,13 +124,13 @@ def test_the_registered_model_answers_like_the_bundle(place):
     data = Workspace(place / "work").data(VISION)
     uri = f"sqlite:///{place}/mlruns/mlflow.db"
     mlflow.set_tracking_uri(uri)
-    served = mlflow.pyfunc.load_model("models:/persona-vision@candidate")
+    served = mlflow.pyfunc.load_model("models:/persona-vision-digits@candidate")
     for level in ("edit", "prototype"):
         frame = served.predict(data.pixels[:20], params={"level": level})
         expected = classifier.classify(data.pixels[:20], level=level)
         assert frame["class"].tolist() == expected.classes
         assert set(frame["level"]) == {level}
-    assert Classifier.load(answers.bundle_folder("models:/persona-vision/1")).host == classifier.host
+    assert Classifier.load(answers.bundle_folder("models:/persona-vision-digits/1")).host == classifier.host
 
 
 @pytest.mark.parametrize("mode", ["gated", "auto"])
@@ -146,7 +146,11 @@ def test_every_mode_is_released_alike(place, tmp_path, monkeypatch, mode):
     space = Workspace(tmp_path / "work")
     problem = Problem(space.data(VISION), space.settings(VISION, {}))
     assert problem.config.mode == mode
-    tags = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").get_model_version("persona-vision", "1").tags
+    tags = (
+        mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+        .get_model_version("persona-vision-digits", "1")
+        .tags
+    )
     chosen, trained = train_configured(problem)
     assert tags["mode"] == released["mode"] == chosen
     settings = {name: float(value) for name, value in trained.chosen.items() if name != chosen}

@@ -131,3 +131,33 @@ def test_a_preset_or_host_that_is_given_brings_its_own_training(space):
     assert space.taken_over(RECSYS, {}) == {"preset": "paper", "epochs": 5, "negatives": 7}
     space.remember(RecsysConfig())
     assert space.settings(RECSYS, {"host": "din"}) == RecsysConfig(host="din")
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "name"),
+    [
+        ("movielens-small", "", "movielens-small"),
+        ("data/Shop Log 2.csv", "", "shop-log-2"),
+        ("events.2024.csv.gz", "", "events-2024"),
+        ("logs/*.parquet", "", "logs"),
+        ("*.parquet", "", "data"),
+        ("events.csv", "My Shop!", "my-shop"),
+    ],
+)
+def test_data_is_called_like_its_file_or_as_it_is_asked_for(space, source, given, name):
+    assert space.name_of(source, given) == name
+
+
+def test_a_name_that_was_given_stays_until_other_data_comes(space):
+    assert (space.name, RECSYS.registered(space.name)) == ("", "persona-recsys"), "prepared by an earlier release"
+    space.call(space.name_of("events.csv", "shop"), "events.csv")
+    assert space.name_of("events.csv") == space.name == "shop"
+    assert space.name_of("films.csv") == "films"
+    space.call("Other Shop")
+    assert space.name_of("events.csv") == "other-shop"
+    assert RECSYS.banks(space.name) == "persona-recsys-other-shop-prototypes"
+
+
+def test_a_name_without_letters_is_refused(space):
+    with pytest.raises(ConfigError, match="--name '!' has neither letters nor digits"):
+        space.call("!")

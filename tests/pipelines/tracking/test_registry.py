@@ -47,7 +47,9 @@ def release(workplace, released, bundle, monkeypatch):
     def register(**tags):
         tracking.connect("recsys")
         with tracking.run("release"):
-            return registry.register(RECSYS, bundle, released, {"mode": "joint", **tags}, {"time/uauc": 0.9})
+            return registry.register(
+                RECSYS, bundle, released, {"mode": "joint", **tags}, {"time/uauc": 0.9}, data="films"
+            )
 
     return register
 
@@ -60,20 +62,24 @@ def test_a_registered_bundle_is_the_candidate_with_all_that_describes_it(release
     registered = release(seed=3)
     shown = capfd.readouterr().err
     assert not any(noise in shown for noise in ("WARNING", "INFO", "Downloading")), "what MLflow says of its own steps"
-    assert (registered.name, registered.version, registered.uri) == ("persona-recsys", 1, "models:/persona-recsys/1")
+    assert (registered.name, registered.version, registered.uri) == (
+        "persona-recsys-films",
+        1,
+        "models:/persona-recsys-films/1",
+    )
     client = mlflow.MlflowClient()
-    found = client.get_model_version_by_alias("persona-recsys", "candidate")
+    found = client.get_model_version_by_alias("persona-recsys-films", "candidate")
     assert int(found.version) == 1
     assert found.tags == {"mode": "joint", "seed": "3"}
     assert "over 30 items, with an editor trained in mode joint" in found.description
     assert "time/uauc: 0.9000" in found.description
-    info = mlflow.models.get_model_info("models:/persona-recsys@candidate")
+    info = mlflow.models.get_model_info("models:/persona-recsys-films@candidate")
     assert info.signature.inputs.input_names() == ["history"]
     assert info.signature.outputs.input_names() == ["items", "scores", "titles", "level", "fallback"]
-    assert {p.name: p.default for p in info.signature.params.params} == {"k": 10, "level": "edit"}
+    assert {p.name: p.default for p in info.signature.params.params} == {"k": 10, "level": "edit", "seen": False}
     assert info.saved_input_example_info["type"] == "dataframe"
 
-    fetched = registry.download("models:/persona-recsys@candidate")
+    fetched = registry.download("models:/persona-recsys-films@candidate")
     assert Recommender.load(fetched).recommend(["105"]) == recommender.recommend(["105"])
     assert {path.name for path in fetched.iterdir()} == {path.name for path in bundle.iterdir()}
     model = fetched.parents[1]
@@ -85,10 +91,24 @@ def test_a_registered_bundle_is_the_candidate_with_all_that_describes_it(release
     assert (model / "code" / "recsys" / "hosts" / "din.py").is_file()
     assert not list((model / "code").rglob("pipelines"))
 
+    about = client.get_registered_model("persona-recsys-films").description
+    assert "persona promote persona-recsys-films@candidate" in about
+    client.update_registered_model("persona-recsys-films", description="Ours.")
     again = release()
+    assert client.get_registered_model("persona-recsys-films").description == "Ours."
     assert again.version == 2
-    assert int(client.get_model_version_by_alias("persona-recsys", "candidate").version) == 2
-    assert int(client.get_model_version("persona-recsys", "1").version) == 1, "the earlier version stays"
+    assert int(client.get_model_version_by_alias("persona-recsys-films", "candidate").version) == 2
+    assert int(client.get_model_version("persona-recsys-films", "1").version) == 1, "the earlier version stays"
+
+
+def test_the_signature_says_what_the_release_offers():
+    parameters = {
+        offered: {
+            p.name: p.default for p in registry.signature(RECSYS.interface, HISTORIES, {"seen": offered}).params.params
+        }
+        for offered in (True, False)
+    }
+    assert [parameters[offered]["seen"] for offered in (True, False)] == [True, False]
 
 
 def check_no_pickle(model):
@@ -99,20 +119,23 @@ def check_no_pickle(model):
 def test_a_release_that_was_killed_and_goes_on_registers_no_second_version(release, released, bundle):
     release()
     client = mlflow.MlflowClient()
-    made = client.get_model_version("persona-recsys", "1")
-    client.delete_registered_model_alias("persona-recsys", "candidate")
+    made = client.get_model_version("persona-recsys-films", "1")
+    client.delete_registered_model_alias("persona-recsys-films", "candidate")
     with tracking.run("release", run_id=made.run_id):
-        again = registry.register(RECSYS, bundle, released, {"mode": "joint"}, {"time/uauc": 0.9})
+        again = registry.register(RECSYS, bundle, released, {"mode": "joint"}, {"time/uauc": 0.9}, data="films")
     assert again.version == 1
-    assert [v.version for v in client.search_model_versions("name = 'persona-recsys'")] == [1]
-    assert client.get_model_version_by_alias("persona-recsys", "candidate").run_id == made.run_id
+    assert [v.version for v in client.search_model_versions("name = 'persona-recsys-films'")] == [1]
+    assert client.get_model_version_by_alias("persona-recsys-films", "candidate").run_id == made.run_id
 
 
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        ("models:/persona-recsys@candidate", "models:/persona-recsys@candidate cannot be fetched .*persona ui"),
-        ("models:/persona-recsys/7", "models:/persona-recsys/7 cannot be fetched"),
+        (
+            "models:/persona-recsys-films@candidate",
+            "models:/persona-recsys-films@candidate cannot be fetched .*persona ui",
+        ),
+        ("models:/persona-recsys-films/7", "models:/persona-recsys-films/7 cannot be fetched"),
         ("runs:/nothing/recommender", "runs:/nothing/recommender cannot be fetched"),
     ],
 )
@@ -126,7 +149,7 @@ def test_what_holds_no_bundle_is_named(workplace):
     tracking.connect("recsys")
     with tracking.run("other") as run:
         tracking.log_json({}, "model/x.json")
-    with pytest.raises(DataError, match=r"runs:/.*/model holds no bundle .*name a version of persona-recsys"):
+    with pytest.raises(DataError, match=r"runs:/.*/model holds no bundle .*name a version of a released model"):
         registry.download(f"runs:/{run.info.run_id}/model")
 
 

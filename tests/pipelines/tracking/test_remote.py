@@ -109,7 +109,7 @@ def test_commands_at_the_same_time_write_to_one_server(server, tmp_path):
     assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(error[-3000:] for _, error in said)
     assert all(json.loads(out)["users"] == 60 for out, _ in said), "nothing but the document on stdout"
     client = mlflow.MlflowClient(tracking_uri=address)
-    runs = client.search_runs([client.get_experiment_by_name("recsys").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("persona-recsys-films").experiment_id])
     assert [(run.info.status, run.data.metrics["users"]) for run in runs] == [("FINISHED", 60.0)] * 3
     assert all([file.path for file in client.list_artifacts(run.info.run_id)] == ["data"] for run in runs)
     assert not (tmp_path / "mlruns").exists()
@@ -140,7 +140,7 @@ def test_a_server_with_passwords_serves_those_who_have_one(tmp_path):
             for name, value in admin.items():
                 patch.setenv(name, value)
             client = mlflow.MlflowClient(tracking_uri=address)
-            [run] = client.search_runs([client.get_experiment_by_name("recsys").experiment_id])
+            [run] = client.search_runs([client.get_experiment_by_name("persona-recsys-films").experiment_id])
             assert run.info.status == "FINISHED"
 
 
@@ -162,7 +162,7 @@ def test_four_pipelines_at_once_on_one_fresh_database_lose_nothing(tmp_path):
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(error[-3000:] for _, error in said)
     results = [json.loads(out) for out, _ in said]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db")
-    experiment = client.get_experiment_by_name("recsys").experiment_id
+    experiment = client.get_experiment_by_name("persona-recsys-films").experiment_id
     runs = {run.info.run_id: run for run in client.search_runs([experiment])}
     assert all(run.info.status == "FINISHED" for run in runs.values())
     steps = []
@@ -173,7 +173,7 @@ def test_four_pipelines_at_once_on_one_fresh_database_lose_nothing(tmp_path):
         evaluated = next(run for run in children if run.info.run_name == "evaluate")
         assert client.list_artifacts(evaluated.info.run_id, "figures")
         number = result["released"]["model"]["version"]
-        version = client.get_model_version("persona-recsys", str(number))
+        version = client.get_model_version("persona-recsys-films", str(number))
         assert version.tags["seed"] == str(seed)
         released = runs[version.run_id]
         assert released.data.tags["mlflow.parentRunId"] == result["run_id"]

@@ -153,14 +153,14 @@ def test_a_killed_pipeline_goes_on_to_its_end_as_if_nothing_had_happened(tmp_pat
     process.wait(60)
 
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlruns/mlflow.db")
-    experiment = client.get_experiment_by_name("recsys").experiment_id
+    experiment = client.get_experiment_by_name("persona-recsys-films").experiment_id
     before = {run.info.run_name: run for run in client.search_runs([experiment])}
-    assert before["recsys"].info.status == "RUNNING"
-    done = run("resume", before["recsys"].info.run_id)
+    assert before["recsys films gru4rec"].info.status == "RUNNING"
+    done = run("resume", before["recsys films gru4rec"].info.run_id)
     assert done.returncode == 0, done.stderr
     assert re.search(r"\$ persona recsys run --data films\.csv", done.stderr)
     resumed = json.loads(done.stdout)
-    assert resumed["run_id"] == before["recsys"].info.run_id
+    assert resumed["run_id"] == before["recsys films gru4rec"].info.run_id
 
     runs = client.search_runs([experiment])
     assert all(run.info.status == "FINISHED" for run in runs)

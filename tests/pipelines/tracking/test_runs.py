@@ -252,17 +252,32 @@ def test_processes_that_first_touch_a_store_together_lose_nothing(tmp_path, monk
 def test_a_data_set_that_another_process_brings_at_the_same_time_is_shown_all_the_same(films, monkeypatch):
     """MLflow inserts it after having looked for it, and fails where somebody was faster."""
     dataset = from_polars(pl.DataFrame({"user": ["a", "b"]}), name="films")
-    log_input, failures = mlflow.log_input, ["(IntegrityError) UNIQUE constraint failed: datasets.name"]
+    log_inputs, failures = mlflow.MlflowClient.log_inputs, ["(IntegrityError) UNIQUE constraint failed: datasets.name"]
 
     def interrupted(*args, **kwargs):
         if failures:
             raise MlflowException(failures.pop())
-        return log_input(*args, **kwargs)
+        return log_inputs(*args, **kwargs)
 
-    monkeypatch.setattr(mlflow, "log_input", interrupted)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", interrupted)
     with tracking.run("prepare") as run:
         tracking.log_dataset(dataset)
         failures.append("no space")
         with pytest.raises(MlflowException, match="no space"):
             tracking.log_dataset(dataset)
     assert [entry.dataset.name for entry in fetch(run.info.run_id).inputs.dataset_inputs] == ["films"]
+
+
+def test_a_data_set_is_shown_beside_the_run_around_as_well(films):
+    with tracking.run("recsys films") as whole, tracking.run("prepare"):
+        tracking.log_dataset(from_polars(pl.DataFrame({"user": ["a", "b"]}), name="films"))
+    assert [entry.dataset.name for entry in fetch(whole.info.run_id).inputs.dataset_inputs] == ["films"]
+
+
+def test_an_experiment_is_described_once(workplace):
+    store = tracking.connect("persona-recsys-films", "Runs on films.")
+    client = mlflow.MlflowClient()
+    assert client.get_experiment(store.experiment_id).tags["mlflow.note.content"] == "Runs on films."
+    client.set_experiment_tag(store.experiment_id, "mlflow.note.content", "Ours.")
+    tracking.connect("persona-recsys-films", "Runs on films.")
+    assert client.get_experiment(store.experiment_id).tags["mlflow.note.content"] == "Ours."

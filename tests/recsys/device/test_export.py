@@ -197,3 +197,13 @@ def test_a_device_needs_neither_torch_nor_mlflow_nor_polars(pair, tmp_path):
     scores = _torch_scores(made, [3, 4], server.edit(_codes(made, [3]), "basis"))
     scores[[2, 3]] = -np.inf
     assert items == [f"i{n + 1}" for n in np.argsort(-scores)[:3]]
+
+
+def test_a_device_offers_what_users_have_had_as_the_bundle_says(tmp_path):
+    made = recommender("gru4rec")
+    made.info["seen"] = True
+    export_recommender(made, tmp_path / "again")
+    device = DeviceRecommender.load(tmp_path / "again")
+    history = _ids([3, 7, 9])
+    assert set(history) <= {item.item_id for item in device.recommend(history, ITEMS).items}
+    assert not set(history) & {item.item_id for item in device.recommend(history, ITEMS, seen=False).items}
