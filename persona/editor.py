@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from persona.bounds import Bound
 from persona.edits import DenseEdit, Edit, FactoredEdit, LayerEdit, LayerSpec
 from persona.errors import ConfigError, FormatError, MismatchError, PersonaError, check_known
-from persona.settings import Record
+from persona.record import Record
 from persona.storage import digest_json, digest_tensors, load_tensors, read_json, save_tensors, write_json
 from persona.transfer import TRANSFERS, make_transfer
 from persona.wire import BOUNDS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from persona.errors import ConfigError, check_known
-from persona.settings import Record
+from persona.record import Record
 
 # "paper" is method.md section 5; "modern" is what today's practice needs: wider, longer, regularised.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from persona.errors import ConfigError, check_known
-from persona.settings import Record
+from persona.record import Record
 
 TORCHVISION_KINDS = ("mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "shufflenet_v2")
 # The last one needs packages of its own.
