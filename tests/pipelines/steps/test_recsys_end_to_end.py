@@ -234,7 +234,7 @@ def test_the_registered_model_is_the_candidate(whole, client):
     assert found.tags["data_digest"] == whole["prepared"]["digest"]
     assert found.tags["mode"] == "held_back"
     assert float(found.tags["time/uauc_vs_host"]) == pytest.approx(
-        whole["comparisons"][0]["rows"][1 + len(RIVALS)]["differences"]["uauc"]["mean"]
+        whole["comparisons"][0]["rows"][1 + len(RECSYS.rivals)]["differences"]["uauc"]["mean"]
     )
     assert "gru4rec host" in found.description
 
