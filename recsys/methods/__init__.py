@@ -20,6 +20,7 @@ from recsys.methods.persona import (
     train_generated,
     train_held_back,
     train_joint,
+    train_refreshed,
 )
 from recsys.methods.problem import Problem, Trained
 from recsys.methods.prototypes import train_basis, train_persona, train_prototypes
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "host_refreshed": refresh_host,
     "persona_held_back": train_held_back,
     "persona_cross_fitted": train_cross_fitted,
+    "persona_refreshed": train_refreshed,
     "persona_prototypes": train_prototypes,
     "persona_basis": train_basis,
     "persona": train_persona,
