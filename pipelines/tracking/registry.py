@@ -28,9 +28,15 @@ class Registered:
 
 
 def register(
-    task: Task, bundle: Path, release: Any, tags: Mapping[str, Any], metrics: Mapping[str, float]
+    task: Task,
+    bundle: Path,
+    release: Any,
+    tags: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    remarks: Iterable[str] = (),
+    candidate: bool = True,
 ) -> Registered:
-    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate.
+    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate unless it may not be.
 
     Args:
         task: of the model.
@@ -38,15 +44,18 @@ def register(
         release: what was saved there.
         tags: what comparison pages show as text.
         metrics: what they show as numbers.
+        remarks: paragraphs of the description.
+        candidate: whether the alias goes to it.
     """
     import mlflow
 
     hush()
     called, model = task.interface, task.registered
     values = [f"{name}: {value:.4f}" for name, value in sorted(metrics.items())]
-    description = "\n\n".join([called.describe(release, tags), *values])
+    description = "\n\n".join([called.describe(release, tags), *remarks, *values])
+    aliases = [CANDIDATE] if candidate else []
     if (known := of_run(model)) is not None:
-        return describe(known, description, [CANDIDATE])
+        return describe(known, description, aliases)
     root = Path(__file__).parents[2]
     example = called.example(release)
     logged = mlflow.pyfunc.log_model(
@@ -58,7 +67,7 @@ def register(
         input_example=example,
         pip_requirements=[f"{name}=={version(name)}" for name in called.requirements],
     )
-    return publish(model, logged.model_id, tags, metrics, description, [CANDIDATE])
+    return publish(model, logged.model_id, tags, metrics, description, aliases)
 
 
 def publish(

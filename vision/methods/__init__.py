@@ -60,6 +60,11 @@ def train_method(name: str, problem: Problem) -> Trained:
     return methods.train_method(name, problem, METHODS)
 
 
+def trained(problem: Problem, method: str) -> Trained:
+    """``train_method``, the problem first, as a ``Task`` has it."""
+    return train_method(method, problem)
+
+
 def measure(problem: Problem, method: str) -> Measured:
     """Train and test one method, or take the result that is already in the problem's folder."""
     return methods.measure(problem, method, METHODS)
