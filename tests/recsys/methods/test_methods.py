@@ -222,7 +222,7 @@ def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
 
 
 def test_under_time_a_choice_also_looks_behind_a_gap(monkeypatch):
-    monkeypatch.setattr(problems, "LATE", 20)
+    monkeypatch.setattr(problems, "LATE", 10)
     timed = Problem(walks(users=80, events=14), replace(SMALL, protocol="time", validation_events=10**6))
     rows, late = timed.validation.positions, timed.late.positions
     assert timed.data.times[late].min() > np.median(timed.data.times[rows])
