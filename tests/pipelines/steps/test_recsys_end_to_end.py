@@ -20,7 +20,6 @@ from pipelines.steps import answers as answering
 from pipelines.steps.workspace import Workspace
 from recsys.data import catalogue
 from recsys.data.columns import ITEM, USER
-from recsys.methods import RIVALS
 from recsys.serving.recommender import Ranked, Recommendation, Recommender
 from recsys.serving.release import Release
 from recsys.task import RECSYS
@@ -142,14 +141,14 @@ def test_every_step_tells_what_it_did(steps):
     assert steps["pretrain"]["split"]["protocol"] == "time"
     assert 0 < steps["pretrain"]["validation"]["uauc"] < 1
     [comparison] = steps["evaluate"]
-    assert [row["method"] for row in comparison["rows"]] == ["host", *RIVALS, *EVALUATED.split(",")]
+    assert [row["method"] for row in comparison["rows"]] == ["host", *RECSYS.rivals, *EVALUATED.split(",")]
     assert comparison["settings"]["dim"] == 8, "settings are kept from step to step"
     assert all(row["seconds"] > 0 for row in comparison["rows"]), "also of what an earlier step trained"
-    interval = comparison["rows"][1 + len(RIVALS)]["differences"]["uauc"]
+    interval = comparison["rows"][1 + len(RECSYS.rivals)]["differences"]["uauc"]
     assert interval["low"] <= interval["mean"] <= interval["high"]
     released = steps["release"]
     assert released["model"] == {"name": "persona-recsys", "version": 1, "uri": "models:/persona-recsys/1"}
-    assert released["metrics"]["time/uauc"] == comparison["rows"][1 + len(RIVALS)]["metrics"]["uauc"]
+    assert released["metrics"]["time/uauc"] == comparison["rows"][1 + len(RECSYS.rivals)]["metrics"]["uauc"]
     recommendation = steps["recommend"]["recommendation"]
     assert recommendation["level"] == "edit"
     assert recommendation["unknown"] == ["nothing"]
@@ -231,7 +230,7 @@ def test_the_registered_model_is_the_candidate(whole, client):
     assert found.tags["data_digest"] == whole["prepared"]["digest"]
     assert found.tags["mode"] == "held_back"
     assert float(found.tags["time/uauc_vs_host"]) == pytest.approx(
-        whole["comparisons"][0]["rows"][1]["differences"]["uauc"]["mean"]
+        whole["comparisons"][0]["rows"][1 + len(RECSYS.rivals)]["differences"]["uauc"]["mean"]
     )
     assert "gru4rec host" in found.description
 
