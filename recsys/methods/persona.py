@@ -60,8 +60,7 @@ def refresh_host(problem: Problem) -> Trained:
     parts = problem.parts(PARTS)
     model = Personalised(problem.refreshed_hosts(parts)[-1])
     results = [problem.trainings.results[name] for name in _names(parts)]
-    total = FitResult([epoch for r in results for epoch in r.history], seconds=sum(r.seconds for r in results))
-    return Trained(model, all_bytes(model.host), total)
+    return Trained(model, all_bytes(model.host), _one_after_another(results))
 
 
 def brackets(problem: Problem) -> list[Bracket]:
@@ -169,6 +168,17 @@ def _edit_refreshed(
 def _names(parts: Sequence[Positions]) -> list[str]:
     """The trainings of ``problem.refreshed_hosts``."""
     return [f"host_refreshed_{i + 1}_of_{len(parts)}" for i in range(len(parts))]
+
+
+def _one_after_another(results: Sequence[FitResult]) -> FitResult:
+    """The results of trainings that go on from each other as one; its best epoch is the last that any of them kept."""
+    total = FitResult()
+    for result in results:
+        if result.best_epoch >= 0:
+            total.best_epoch, total.best_value = total.epochs + result.best_epoch, result.best_value
+        total.history += result.history
+        total.seconds += result.seconds
+    return total
 
 
 def _gated(problem: Problem, model: Personalised) -> tuple[Personalised, float]:

@@ -12,10 +12,11 @@ from persona.comparison import Measured, compare
 from persona.errors import ConfigError
 from persona.methods import FLOAT_BYTES, ReadBeforeReport
 from persona.storage import read_json
+from persona.training.objective import FitResult
 from recsys.data.batches import Context
 from recsys.methods import METHODS, Problem, measure, train_configured, train_method
 from recsys.methods import problem as problems
-from recsys.methods.persona import GATES, PARTS, _gated, brackets
+from recsys.methods.persona import GATES, PARTS, _gated, _one_after_another, brackets
 from recsys.personalised import Personalised
 from tests.persona.sealed import sealed
 from tests.recsys.toy import SMALL, walks
@@ -173,6 +174,13 @@ def test_cross_fitting_judges_each_part_over_a_host_that_has_not_seen_it(problem
     assert same(parameters(model.host), hosts[-1].state_dict()), "the last host is deployed, and no editor changes it"
     assert same(parameters(model.host), refreshed.host.state_dict())
     assert model.editor.host == model.host.digest()
+
+
+def test_a_refresh_part_by_part_kept_its_start_only_if_no_part_was_of_use():
+    first, second = FitResult([{"auc": 0.1}] * 3, -1, 0.2, 1.0), FitResult([{"auc": 0.3}] * 2, 1, 0.3, 2.0)
+    total = _one_after_another([first, second, first])
+    assert (total.epochs, total.best_epoch, total.best_value, total.seconds) == (8, 4, 0.3, 4.0)
+    assert _one_after_another([first, first]).best_epoch == -1
 
 
 def test_a_refresh_in_one_piece_edits_the_host_that_was_fine_tuned_on_all_later_rows(problem, trained):
