@@ -46,6 +46,7 @@ class Measured:
             adapted by itself, else of the training that adapts everybody; None where it was not measured.
         parameters: of the method beyond the host's; None where they were not counted.
         chosen: settings that validation data selected.
+        body_bytes: of a host that every device has to fetch once before it is refreshed; 0 where it has that host.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Measured:
     refresh_seconds: float | None = None
     parameters: int | None = None
     chosen: Mapping[str, float] = field(default_factory=dict)
+    body_bytes: int = 0
 
     def save(self, folder: Path) -> None:
         """Write the two files."""
@@ -101,6 +103,7 @@ class Row:
         refresh_seconds: mean over seeds, as in ``Measured``; None where a seed lacks it.
         parameters: beyond the host's.
         chosen: what validation chose, seed by seed.
+        body_bytes: as in ``Measured``.
     """
 
     method: str
@@ -111,6 +114,7 @@ class Row:
     refresh_seconds: float | None = None
     parameters: int | None = None
     chosen: tuple[dict[str, float], ...] = ()
+    body_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -235,4 +239,5 @@ def _row(measured: list[Measured], reference: list[Measured]) -> Row:
         refresh_seconds=float(np.mean(refreshes)) if len(refreshes) == len(measured) else None,
         parameters=own.parameters,
         chosen=tuple(dict(m.chosen) for m in measured),
+        body_bytes=own.body_bytes,
     )

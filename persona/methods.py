@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from persona.comparison import Measured
@@ -58,6 +60,10 @@ class ProblemSettings(Protocol):
     def mode(self) -> str:
         """In which the editor is trained; ``auto`` lets validation choose."""
 
+    @property
+    def monitor(self) -> str:
+        """The metric that selects."""
+
     def host_settings(self) -> dict[str, Any]:
         """What a trained host depends on."""
 
@@ -87,12 +93,14 @@ class Trained(Generic[ModelT]):
         refresh_bytes: what one device receives when the method adapts it once, in float32.
         result: what its own training did; a host that methods share is not its own.
         chosen: settings that validation selected.
+        body_bytes: of a host other than the one devices have, which each has to fetch once; 0 where it edits that one.
     """
 
     model: ModelT
     refresh_bytes: int = 0
     result: FitResult = field(default_factory=FitResult)
     chosen: dict[str, float] = field(default_factory=dict)
+    body_bytes: int = 0
 
 
 class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
@@ -109,10 +117,12 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
     Attributes:
         edited: methods whose names start so depend on the settings of editors.
         banked: methods with a prototype bank.
+        rules: by which methods decide or learn, where an earlier release had another rule: a result of that time is made again.
     """
 
     edited: ClassVar[tuple[str, ...]]
     banked: ClassVar[tuple[str, ...]]
+    rules: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -123,16 +133,20 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
         on_epoch: OnEpoch | None = None,
         owner: Mapping[str, Any] | None = None,
     ) -> None:
-        self.data, self.config = data, config
+        self.data, self.config, self._owner = data, config, dict(owner or {})
         self.trainings = Trainings(
             folder,
             f"{config.host}-seed{config.seed}",
-            {"data": data.digest, **config.host_settings(), **(owner or {})},
+            self.owner(),
             config.editor_settings(),
             self.edited,
             on_epoch,
         )
         self._reports = False
+
+    def owner(self) -> dict[str, Any]:
+        """What all trainings depend on, as JSON values."""
+        return {"data": self.data.digest, **self.config.host_settings(), **self._owner}
 
     def with_config(self, config: ConfigT) -> Self:
         """The same data, folder and listener under other settings."""
@@ -175,6 +189,18 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
     def score(self, model: Any) -> float:
         """The metric that selects, of ``model`` on the validation part."""
 
+    def preference(self, model: Any) -> float:
+        """What a choice among finished models goes by: ``score``, or what resembles deployment more where a task can tell."""
+        return self.score(model)
+
+    @abstractmethod
+    def judged(self, model: Any) -> dict[str, NDArray[np.float64]]:
+        """(U,) values of validation units by metric, more is better: the one that selects, and what else a release is held to."""
+
+    @abstractmethod
+    def without_edits(self, model: Any, host: Any = None) -> Any:
+        """``model`` with edits of zero, over its own host or another one, ready to be released."""
+
     @abstractmethod
     def tested(self, trained: Any) -> Measured:
         """What a method achieves on the test part, and what only the task knows of its cost; yet without its name."""
@@ -203,10 +229,11 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
 
     def depends(self, method: str) -> dict[str, Any]:
         """What the result of a method depends on besides the settings of host and editor; empty for most."""
+        rule = {"rule": self.rules[method]} if method in self.rules else {}
         if method not in self.banked:
-            return {}
+            return rule
         mode = {"mode": self.config.mode} if method == WHOLE else {}
-        return {"recipe": RECIPE, "bank": asdict(self.bank_config), **mode}
+        return {"recipe": RECIPE, "bank": asdict(self.bank_config), **mode, **rule}
 
     @cached_property
     def _test(self) -> EvaluationT:
@@ -249,6 +276,7 @@ def measure(
             tested,
             method=name,
             refresh_bytes=trained.refresh_bytes,
+            body_bytes=trained.body_bytes,
             epochs=trained.result.epochs,
             best_epoch=trained.result.best_epoch,
             history=trained.result.history,
@@ -262,21 +290,43 @@ def measure(
 
 
 @dataclass(frozen=True)
+class Bracket:
+    """Modes whose editors start alike, so that a few epochs tell them apart.
+
+    Attributes:
+        modes: of training, more than one to have anything to choose.
+        epochs: of the first round.
+    """
+
+    modes: tuple[str, ...]
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
 class Modes(Generic[ProblemT, TrainedT]):
     """The ways to train an editor.
 
     Attributes:
-        trainers: by name.
-        candidates: those that ``auto`` tries.
+        trainers: by name; the training of the mode ``m`` is called ``persona_m``.
+        brackets: those that ``auto`` tries.
     """
 
     trainers: Mapping[str, Method[ProblemT, TrainedT]]
-    candidates: Callable[[ProblemT], Sequence[str]]
+    brackets: Callable[[ProblemT], Sequence[Bracket]]
 
     def selected(self, problem: ProblemT) -> tuple[str, TrainedT]:
-        """The mode of training that validation prefers, the first of equals, and what it trained."""
-        trained = {mode: self.trainers[mode](problem) for mode in self.candidates(problem)}
-        best = max(trained, key=lambda mode: problem.score(trained[mode].model))
+        """The mode of training that validation prefers, the first of equals, and what it trained.
+
+        Successive halving: in each bracket all modes are trained for a few epochs, the better half goes on for twice as many, until
+        one is left. Those that are left, one a bracket, are trained to their ends, and the best by ``problem.preference`` is taken. A
+        training goes on from its checkpoint, so that no epoch is trained twice. A round looks at the first epochs of a training,
+        even if more of them are there already, so that the choice is the same whatever was trained before.
+        Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS'16.
+        """
+        whole: dict[str, TrainedT] = {}
+        left = [self._left(problem, bracket, whole) for bracket in self.brackets(problem)]
+        trained = {mode: whole.get(mode) or self.trainers[mode](problem) for mode in left}
+        best = max(trained, key=lambda mode: problem.preference(trained[mode].model))
         trained[best].chosen = {**trained[best].chosen, best: 1.0}
         return best, trained[best]
 
@@ -284,6 +334,21 @@ class Modes(Generic[ProblemT, TrainedT]):
         """The mode of the settings, or the one that validation prefers where they say ``auto``, and what it trained."""
         mode = problem.config.mode
         return self.selected(problem) if mode == "auto" else (mode, self.trainers[mode](problem))
+
+    def _left(self, problem: ProblemT, bracket: Bracket, whole: dict[str, TrainedT]) -> str:
+        """The mode that is left of a bracket; what had to be trained to its end, for want of a folder, is put into ``whole``."""
+        modes, epochs = list(bracket.modes), bracket.epochs
+        while len(modes) > 1:
+            value = {}
+            for mode in modes:
+                with problem.trainings.at_most(epochs, f"{WHOLE}_{mode}"):
+                    trained = whole.get(mode) or self.trainers[mode](problem)
+                if problem.trainings.root is None:
+                    whole[mode] = trained
+                value[mode] = max(row[problem.config.monitor] for row in trained.result.history[:epochs])
+            modes = sorted(modes, key=lambda mode: -value[mode])[: (len(modes) + 1) // 2]
+            epochs *= 2
+        return modes[0]
 
 
 class Served(Protocol):

@@ -55,6 +55,7 @@ def at_home(package: str) -> dict[str, Any]:
         "problem": "methods:Problem",
         "methods": "methods:METHODS.keys",
         "measure": "methods:measure",
+        "train": "methods:trained",
         "train_configured": "methods:train_configured",
         "observe": "observed:observe",
     }
@@ -134,6 +135,7 @@ class Task:
         headlines: (protocol) -> metrics that tables and figures show.
         measure: (problem, method) -> the method on the test part.
         train_host: (problem) -> name and result of the training of the host that the settings ask for.
+        train: (problem, method) -> what the method trained, not yet tested.
         train_configured: (problem) -> the mode of the settings, or the one that validation chose, and what was trained.
         model: (what was trained) -> host and editor, whose edits carry the digest of the host.
         bank_config: (problem) -> how its bank is made where nothing else is said.
@@ -166,6 +168,7 @@ class Task:
     headlines: Callable[[str], tuple[str, ...]]
     measure: Callable[[Any, str], Measured]
     train_host: Callable[[Any], tuple[str, FitResult]]
+    train: Callable[[Any, str], Any]
     train_configured: Callable[[Any], tuple[str, Any]]
     model: Callable[[Any], Any]
     bank_config: Callable[[Any], Any]

@@ -21,7 +21,7 @@ RANKING_MONITOR = "ndcg_10"
 SAMPLED_MONITORS = (None, "auc", "uauc")
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad")
 # Modes that start from a host to which the later rows are unknown.
-HOLD_BACK = ("auto", "held_back", "cross_fitted")
+HOLD_BACK = ("auto", "held_back", "cross_fitted", "refreshed")
 MODES = (*HOLD_BACK, "joint", "generated", "frozen")
 # What only methods with an editor depend on: hosts and other methods are shared between settings that differ here.
 EDITOR_SETTINGS = ("editor_learning_rate", "edit_dropout", *EDITOR_SHAPE)
@@ -89,9 +89,8 @@ class RecsysConfig(Settings):
         dim: d, 0 takes the preset's.
         max_length: T, 0 takes the preset's.
         dropout: of the host, negative takes the preset's.
-        mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``joint``, ``generated`` or ``frozen``; ``auto``
-            is the one of the first two that validates best, or of these and ``generated`` where the protocol keeps no later
-            rows apart.
+        mode: which rows the editor learns from: ``held_back``, ``cross_fitted``, ``refreshed``, ``joint``, ``generated`` or
+            ``frozen``; ``auto`` is the one that validates best, of all but the last.
         hold_back: share of the training rows kept from the host for the editor, where the protocol keeps none.
         edit_dropout: share of rows trained without an edit in mode ``joint``.
         validation_events: at most this many events validate an epoch.

@@ -231,9 +231,8 @@ def reported(evaluation: Evaluation, *, attends: bool) -> Evaluation:
         attends: whether every item attends to the history, which is slow: a smaller sample of rows is ranked.
     """
     data, rows = evaluation.data, evaluation.positions
-    limit = (ATTENDED_PAIRS if attends else PAIRS) // data.n_items
     length, seed = evaluation.max_length, evaluation.seed
-    ranked = _spread(rows, evaluation.users, limit)
+    ranked = catalogue_rows(evaluation, attends=attends)
     evaluation.alongside |= {
         "full": Evaluation(
             data, ranked, max_length=length, full=True, seed=seed, known=evaluation.known, seen=evaluation.seen
@@ -241,6 +240,18 @@ def reported(evaluation: Evaluation, *, attends: bool) -> Evaluation:
         "popular": Evaluation(data, rows, max_length=length, seed=seed, negatives=evaluation.negatives, popular=True),
     }
     return evaluation
+
+
+def catalogue_rows(evaluation: Evaluation, *, attends: bool, part: int = 1) -> Int64Array:
+    """The rows of ``evaluation`` that are ranked against the whole catalogue: of many a sample, every user's share as even as can be.
+
+    Args:
+        evaluation: the rows.
+        attends: as in ``reported``.
+        part: one in so many of what a report may cost.
+    """
+    limit = max(1, (ATTENDED_PAIRS if attends else PAIRS) // (part * evaluation.data.n_items))
+    return _spread(evaluation.positions, evaluation.users, limit)
 
 
 def _spread(positions: Int64Array, users: Int64Array, limit: int) -> Int64Array:

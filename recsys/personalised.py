@@ -51,6 +51,14 @@ class Personalised(nn.Module):
         self.host.train(mode and not self.fixed_host)
         return self
 
+    def scaled(self, share: float, host: Host | None = None) -> Personalised:
+        """This model with ``share`` of its edits, over its own host or another one, which stays as it is."""
+        assert self.editor is not None
+        editor = self.editor.scaled(share)
+        if host is not None:
+            editor.host = host.digest()
+        return Personalised(host or self.host, editor, fixed_host=True).eval()
+
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Logits (B, C) of a batch's features, with one lookup: the training path."""
         with torch.set_grad_enabled(

@@ -57,6 +57,14 @@ class Personalised(nn.Module):
         """Whether all that learns comes after the features, so that these can be computed once."""
         return self.fixed_body or (self.fixed_host and self.host.shared_features)
 
+    def scaled(self, share: float, host: Host | None = None) -> Personalised:
+        """This model with ``share`` of its edits, over its own host or another one, which stays as it is."""
+        assert self.editor is not None
+        editor = self.editor.scaled(share)
+        if host is not None:
+            editor.host = host.digest()
+        return Personalised(host or self.host, self.reader, editor, fixed_host=True).eval()
+
     def forward(self, images: Tensor | None, features: Tensor | None = None) -> Tensor:
         """Logits (B, n, K) of devices' images (B, n, C, H, W), each device under the edit that its images ask for.
 

@@ -6,7 +6,9 @@ training that is done is taken from there, one that was interrupted goes on, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +52,7 @@ class Trainings:
         self.results: dict[str, FitResult] = {}
         self._networks: dict[str, dict[str, Tensor]] = {}
         self._folders: tuple[Path, Path] | None = None
+        self._bounds: dict[str, int] = {}
         if root is not None:
             whole = Path(root) / f"{label}-{digest_json(owner)[:8]}"
             self._folders = whole, whole / f"editor-{digest_json(editor)[:8]}"
@@ -59,6 +62,19 @@ class Trainings:
     def folder_of(self, name: str) -> Path | None:
         """Where the work of ``name`` is kept; what has an editor depends on the editor's settings, too."""
         return None if self._folders is None else self._folders[name.startswith(self.edited)]
+
+    @contextmanager
+    def at_most(self, epochs: int, name: str) -> Iterator[None]:
+        """Within this block the training ``name`` stops after so many epochs, and goes on from there when it is asked for again.
+
+        Without a folder to go on from it is trained to its end.
+        """
+        if self._folders is not None:
+            self._bounds[name] = epochs
+        try:
+            yield
+        finally:
+            self._bounds.pop(name, None)
 
     def fit(
         self,
@@ -74,11 +90,12 @@ class Trainings:
     ) -> FitResult:
         """``persona.training.loop.fit`` in the folder of this training; what is in it already is taken from there."""
         on_epoch, folder = self.on_epoch, self.folder_of(name)
+        epochs = min(config.epochs, self._bounds.get(name, config.epochs))
         return fit(
             module,
             parameters,
             objective,
-            config,
+            replace(config, epochs=epochs),
             folder=None if folder is None else folder / name,
             on_epoch=None if on_epoch is None else lambda metrics: on_epoch(name, metrics),
             keep_start=keep_start,

@@ -88,6 +88,8 @@ def promote(
 ) -> int:
     """Make a version the champion, which is what servers serve, if it is no worse than the present one.
 
+    The first has to be what its release could call a candidate.
+
     The gate compares the two on the same users or devices. A metric passes if the 95 % interval of its difference stays above
     -margin; no segment (users by activity) may be worse beyond doubt, nor by more than the segment margin on average. Ends
     with 1 if the gate kept the version out. Who, when, from what and why are kept as tags in the registry.
@@ -165,8 +167,9 @@ def _show(done: Promotion, out: console.Output) -> None:
         relieved = "" if done.before is None else f", in place of version {done.before}"
         out.say(f"{done.model}/{done.version} is the champion now{relieved} (gate: {done.gate})")
     else:
+        stays = done.reason if done.before is None else f"version {done.before} stays the champion"
         out.say(
-            f"{done.model}/{done.version} was kept out: version {done.before} stays the champion. To overrule the gate:  "
+            f"{done.model}/{done.version} was kept out: {stays}. To overrule the gate:  "
             f"persona promote {done.model}/{done.version} --force --why 'reason'"
         )
 

@@ -33,10 +33,12 @@ def register(
     release: Any,
     tags: Mapping[str, Any],
     metrics: Mapping[str, float],
+    remarks: Iterable[str] = (),
+    candidate: bool = True,
     *,
     data: str = "",
 ) -> Registered:
-    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate.
+    """Log ``bundle`` as a model of the active run, register it, once a run, and call it the candidate unless it may not be.
 
     Args:
         task: of the model.
@@ -44,6 +46,8 @@ def register(
         release: what was saved there.
         tags: what comparison pages show as text.
         metrics: what they show as numbers.
+        remarks: paragraphs of the description.
+        candidate: whether the alias goes to it.
         data: what the data is called that the model learned from.
     """
     import mlflow
@@ -51,9 +55,10 @@ def register(
     hush()
     called, model = task.interface, task.registered(data)
     values = [f"{name}: {value:.4f}" for name, value in sorted(metrics.items())]
-    description = "\n\n".join([called.describe(release, tags), *values])
+    description = "\n\n".join([called.describe(release, tags), *remarks, *values])
+    aliases = [CANDIDATE] if candidate else []
     if (known := of_run(model)) is not None:
-        return describe(known, description, [CANDIDATE])
+        return describe(known, description, aliases)
     root = Path(__file__).parents[2]
     example = called.example(release)
     logged = mlflow.pyfunc.log_model(
@@ -65,7 +70,7 @@ def register(
         input_example=example,
         pip_requirements=[f"{name}=={version(name)}" for name in called.requirements],
     )
-    return publish(model, logged.model_id, tags, metrics, description, [CANDIDATE])
+    return publish(model, logged.model_id, tags, metrics, description, aliases)
 
 
 def publish(

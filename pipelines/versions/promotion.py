@@ -67,6 +67,7 @@ class Promotion:
         gate: see ``Event``; or ``failed``.
         checks: what the gate asked.
         event: the entry in the history, if the alias was moved.
+        reason: why it was kept out, in words.
     """
 
     model: str
@@ -76,12 +77,13 @@ class Promotion:
     gate: str
     checks: list[Check]
     event: Event | None = None
+    reason: str = ""
 
 
 def promote(
     client: MlflowClient, name: str, *, why: str = "", limits: Limits | None = None, force: bool = False
 ) -> Promotion:
-    """Make a version the champion if the gate lets it pass.
+    """Make a version the champion if the gate lets it pass: that of its release, where there is no champion to compare it with.
 
     Args:
         client: of the store in use.
@@ -101,12 +103,15 @@ def promote(
     before = versions.aliases_of(client, version.model).get(CHAMPION)
     if before == version.number:
         raise ConfigError(f"{version} is the champion already")
-    checks, outcome = ([], FIRST) if before is None else _asked(client, version, before, limits or Limits(), force)
+    if before is None:
+        checks, outcome, reason = _first(version, force)
+    else:
+        checks, outcome = _asked(client, version, before, limits or Limits(), force)
+        reason = _failed(checks)
     if outcome == FAILED:
-        _tag(
-            client, version, {"gate": FAILED, "gate.at": now(), "gate.against": before, "gate.failed": _failed(checks)}
-        )
-        return Promotion(version.model, version.number, before, False, outcome, checks)
+        against = "none" if before is None else before
+        _tag(client, version, {"gate": FAILED, "gate.at": now(), "gate.against": against, "gate.failed": reason})
+        return Promotion(version.model, version.number, before, False, outcome, checks, reason=reason)
     event = move(client, version.model, version.number, before, PROMOTE, why, outcome)
     return Promotion(version.model, version.number, before, True, outcome, checks, event)
 
@@ -219,6 +224,14 @@ def _asked(client: MlflowClient, version: Version, before: int, limits: Limits, 
     if all(check.passed for check in checks):
         return checks, PASSED
     return checks, FORCED if force else FAILED
+
+
+def _first(version: Version, force: bool) -> tuple[list[Check], str, str]:
+    """As ``_asked`` where there is no champion: what the version's release was told by its gate, and the reason."""
+    said = version.tags.get(promotion_gate.TAG, "")
+    if not said.startswith(promotion_gate.REFUSED):
+        return [], FIRST, ""
+    return [], FORCED if force else FAILED, said
 
 
 def _earlier(events: Sequence[Event], current: int) -> int | None:

@@ -20,6 +20,8 @@ from persona.bootstrap import Interval, paired_bootstrap
 from persona.errors import ConfigError, MismatchError, nearest
 from pipelines.versions.snapshots import SEGMENT, UNIT, Snapshot, less_is_better
 
+# The tag that says what a release was held to, and how it begins where the release was kept from being the candidate.
+TAG, REFUSED = "gate.release", "refused"
 # Values of the champion carry this ending when two snapshots are joined.
 OTHER = " of the other"
 

@@ -24,6 +24,7 @@ from recsys.methods.persona import (
     train_generated,
     train_held_back,
     train_joint,
+    train_refreshed,
 )
 from recsys.methods.problem import Problem, Trained
 from recsys.methods.prototypes import train_basis, train_persona, train_prototypes
@@ -56,6 +57,7 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "host_refreshed": refresh_host,
     "persona_held_back": train_held_back,
     "persona_cross_fitted": train_cross_fitted,
+    "persona_refreshed": train_refreshed,
     "persona_prototypes": train_prototypes,
     "persona_basis": train_basis,
     "persona": train_persona,
@@ -67,6 +69,11 @@ METHODS |= declared("persona.recsys.methods", METHODS)
 def train_method(name: str, problem: Problem) -> Trained:
     """Train the method called ``name``; a name that is unknown is a ``ConfigError``."""
     return methods.train_method(name, problem, METHODS)
+
+
+def trained(problem: Problem, method: str) -> Trained:
+    """``train_method``, the problem first, as a ``Task`` has it."""
+    return train_method(method, problem)
 
 
 def measure(problem: Problem, method: str) -> Measured:

@@ -9,9 +9,8 @@ from recsys.personalised import Personalised
 
 def finetune_all(problem: Problem) -> Trained:
     """Every parameter of the host; all devices download the whole model again."""
-    model = Personalised(problem.base_host())
-    result = problem.train("finetune_all", model, model.parameters(), problem.held_back.adapt, keep_start=True)
-    return Trained(model, all_bytes(model.host), result)
+    model = Personalised(problem.finetuned_host())
+    return Trained(model, all_bytes(model.host), problem.trainings.results["finetune_all"])
 
 
 def finetune_adaptive(problem: Problem) -> Trained:

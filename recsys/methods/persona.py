@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from persona.methods import Modes, adaptive_bytes, all_bytes
+from persona.gates import supported_share
+from persona.methods import Bracket, Modes, adaptive_bytes, all_bytes
 from persona.training.objective import FitResult
 from recsys.data.batches import Context
 from recsys.hosts import Host
@@ -18,7 +20,9 @@ from recsys.personalised import Personalised
 PARTS = 4
 # Rows whose mean edit a generating editor is centred on.
 CENTRED = 100_000
-# Shares of an edit that a gate may let through; of equally good ones the largest.
+# Epochs of an editor before it is compared with others.
+FIRST_ROUND = 3
+# Shares of an edit that a gate may let through.
 GATES = (1.0, 0.5, 0.25, 0.0)
 
 
@@ -37,47 +41,40 @@ def train_cross_fitted(problem: Problem) -> Trained:
     """
     parts = problem.parts(PARTS)
     *before, host = problem.refreshed_hosts(parts)
-    learned = train_held_back(problem).scorer
-    assert isinstance(learned, Personalised)
-    assert learned.editor is not None
-    editor = problem.new_editor(host)
-    editor.load_state_dict(learned.editor.state_dict())
-    editor.host = host.digest()
-    deployed = Personalised(host, editor, fixed_host=True)
-    result = problem.fit(
-        "persona_cross_fitted",
-        deployed,
-        editor.parameters(),
-        CrossFitted(
-            [
-                _rows(problem, Personalised(h, editor, fixed_host=True), rows)
-                for h, rows in zip(before, parts, strict=True)
-            ],
-            _rows(problem, deployed, parts[-1]),
-        ),
-        keep_start=True,
-        learning_rate=problem.config.editor_learning_rate,
+    return _edit_refreshed(problem, "persona_cross_fitted", host, list(zip(before, parts, strict=True)), _names(parts))
+
+
+def train_refreshed(problem: Problem) -> Trained:
+    """As ``train_cross_fitted``, with a host that is refreshed in one piece: the whole host fine-tuned on all later rows at once.
+
+    The editor learns from the errors of the host before, which has seen none of them.
+    """
+    rows = problem.held_back.adapt
+    return _edit_refreshed(
+        problem, "persona_refreshed", problem.finetuned_host(), [(problem.early_host(), rows)], ["finetune_all"]
     )
-    gated, gate = _gated(problem, deployed)
-    return Trained(gated, adaptive_bytes(host), result, {"gate": gate})
 
 
 def refresh_host(problem: Problem) -> Trained:
     """The host that ``train_cross_fitted`` edits, without its edits: the whole host fine-tuned part by part."""
     parts = problem.parts(PARTS)
     model = Personalised(problem.refreshed_hosts(parts)[-1])
-    results = [problem.trainings.results[f"host_refreshed_{i + 1}_of_{len(parts)}"] for i in range(len(parts))]
-    total = FitResult([epoch for r in results for epoch in r.history], seconds=sum(r.seconds for r in results))
-    return Trained(model, all_bytes(model.host), total)
+    results = [problem.trainings.results[name] for name in _names(parts)]
+    return Trained(model, all_bytes(model.host), _one_after_another(results))
 
 
-def candidates(problem: Problem) -> list[str]:
-    """The modes that ``auto`` tries.
+def brackets(problem: Problem) -> list[Bracket]:
+    """The modes that ``auto`` tries: all but ``frozen``.
 
-    Where the protocol keeps later rows apart, an editor learns from them. Where it keeps none, rows have to be taken from the
-    host, which may cost more than the edits bring, so that learning together with a host that sees all rows is tried, too.
+    Over a trained host an editor shows within a few epochs what it is worth. What learns together with its host starts where that
+    did, maybe on a plateau: it gets half of the epochs that the host needed before it is judged.
     """
-    return ["held_back", "cross_fitted", *([] if len(problem.split.adapt) else ["generated"])]
+    problem.early_host()
+    host = problem.trainings.results["host" if len(problem.split.adapt) else "host_early"]
+    return [
+        Bracket(("held_back", "cross_fitted", "refreshed"), FIRST_ROUND),
+        Bracket(("generated", "joint"), max(1, (host.best_epoch + 2) // 2)),
+    ]
 
 
 def train_frozen(problem: Problem) -> Trained:
@@ -90,7 +87,7 @@ def train_joint(problem: Problem) -> Trained:
     host = problem.new_host()
     model = Personalised(host, problem.new_editor(host), edit_dropout=problem.config.edit_dropout)
     result = problem.train("persona_joint", model, model.parameters(), problem.everything)
-    return Trained(model, adaptive_bytes(host), result)
+    return Trained(model, adaptive_bytes(host), result, body_bytes=all_bytes(host))
 
 
 def train_generated(problem: Problem) -> Trained:
@@ -107,17 +104,18 @@ def train_generated(problem: Problem) -> Trained:
     rows = np.random.default_rng([problem.config.seed, 61]).permutation(problem.everything)[:CENTRED]
     items, lengths = problem.data.contexts(rows, host.config.max_length)
     host.adaptive.add(editor.centre(model.codes(Context(torch.from_numpy(items), torch.from_numpy(lengths)))))
-    return Trained(model, adaptive_bytes(host), result)
+    return Trained(model, adaptive_bytes(host), result, body_bytes=all_bytes(host))
 
 
 TRAINERS: dict[str, Callable[[Problem], Trained]] = {
     "held_back": train_held_back,
     "cross_fitted": train_cross_fitted,
+    "refreshed": train_refreshed,
     "joint": train_joint,
     "generated": train_generated,
     "frozen": train_frozen,
 }
-MODES = Modes(TRAINERS, candidates)
+MODES = Modes(TRAINERS, brackets)
 train_configured = MODES.configured
 
 
@@ -136,15 +134,58 @@ def _edit_fixed(problem: Problem, name: str, host: Host, rows: Positions) -> Tra
     return Trained(model, adaptive_bytes(host), result)
 
 
+def _edit_refreshed(
+    problem: Problem, name: str, host: Host, unseen: list[tuple[Host, Positions]], needed: list[str]
+) -> Trained:
+    """An editor for a refreshed ``host``, which learns from rows over hosts that have not seen them, behind a gate.
+
+    It starts as the held-back editor. ``needed`` names the trainings behind the host, whose time counts, too.
+    """
+    learned = train_held_back(problem)
+    assert isinstance(learned.scorer, Personalised)
+    assert learned.scorer.editor is not None
+    editor = problem.new_editor(host)
+    editor.load_state_dict(learned.scorer.editor.state_dict())
+    editor.host = host.digest()
+    deployed = Personalised(host, editor, fixed_host=True)
+    result = problem.fit(
+        name,
+        deployed,
+        editor.parameters(),
+        CrossFitted(
+            [_rows(problem, Personalised(h, editor, fixed_host=True), rows) for h, rows in unseen],
+            _rows(problem, deployed, unseen[-1][1]),
+        ),
+        keep_start=True,
+        learning_rate=problem.config.editor_learning_rate,
+    )
+    gated, gate = _gated(problem, deployed)
+    before = [learned.result, *(problem.trainings.results[needed_name] for needed_name in needed)]
+    whole = replace(result, seconds=result.seconds + sum(r.seconds for r in before))
+    return Trained(gated, adaptive_bytes(host) if gate else 0, whole, {"gate": gate}, all_bytes(host))
+
+
+def _names(parts: Sequence[Positions]) -> list[str]:
+    """The trainings of ``problem.refreshed_hosts``."""
+    return [f"host_refreshed_{i + 1}_of_{len(parts)}" for i in range(len(parts))]
+
+
+def _one_after_another(results: Sequence[FitResult]) -> FitResult:
+    """The results of trainings that go on from each other as one; its best epoch is the last that any of them kept."""
+    total = FitResult()
+    for result in results:
+        if result.best_epoch >= 0:
+            total.best_epoch, total.best_value = total.epochs + result.best_epoch, result.best_value
+        total.history += result.history
+        total.seconds += result.seconds
+    return total
+
+
 def _gated(problem: Problem, model: Personalised) -> tuple[Personalised, float]:
-    """``model`` with as much of its edits as validation supports, and their share."""
-    assert model.editor is not None
-    models = {
-        gate: Personalised(model.host, model.editor.scaled(gate), fixed_host=True).eval() if gate < 1 else model
-        for gate in GATES
-    }
-    best = max(GATES, key=lambda gate: problem.score(models[gate]))
-    return models[best], best
+    """``model`` with as much of its edits as validation supports by its intervals, and their share (see ``supported_share``)."""
+    models = {gate: model if gate == 1 else model.scaled(gate) for gate in GATES}
+    share = supported_share({gate: problem.selecting(gated)[1] for gate, gated in models.items()})
+    return models[share], share
 
 
 def _rows(problem: Problem, model: Personalised, rows: Positions) -> RowObjective:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fbgemm_gpu
 import numpy as np
@@ -28,7 +28,7 @@ from persona.training.ranks import current
 from recsys.config import RecsysConfig
 from recsys.data.protocols import Split, hold_back, make_split
 from recsys.data.sequences import SequenceData
-from recsys.evaluation import REPORTED, Evaluation, Follower, Scorer, reported
+from recsys.evaluation import REPORTED, Evaluation, Follower, Scorer, catalogue_rows, reported
 from recsys.hosts import Host, make_host
 from recsys.methods.cost import extra_parameters, refresh_seconds
 from recsys.objectives import RowObjective, SequenceObjective, make_objective
@@ -38,6 +38,11 @@ from recsys.seen import ByCount, seen_counts
 logger = logging.getLogger(__name__)
 
 Positions = NDArray[np.int64]
+
+# Of the whole catalogue, in what a release is held to; of the rows that a report ranks, validation ranks one in so many at most.
+RANKED, RANKED_PART = "full_ndcg_10", 8
+# Rows behind a gap without which they are not asked.
+LATE = 500
 
 
 class Trained(methods.Trained[Scorer | Follower]):
@@ -64,6 +69,7 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
 
     edited = ("persona", "duet", "apg")
     banked = ("persona_prototypes", "persona_basis", methods.WHOLE)
+    rules: ClassVar[Mapping[str, str]] = dict.fromkeys(("persona_cross_fitted", methods.WHOLE), "by intervals")
 
     def __init__(
         self, data: SequenceData, config: RecsysConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
@@ -102,6 +108,51 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
     def score(self, model: Scorer | Follower) -> float:
         """The metric that selects, of ``model`` on the validation rows."""
         return self.validation.run(model).summary[self.config.monitor]
+
+    @cached_property
+    def late(self) -> Evaluation | None:
+        """The later half of the validation rows, which lies behind a gap as the test rows do.
+
+        ``None`` where the protocol makes no cut in time, or where these are fewer than ``LATE`` rows, which would say little.
+        """
+        rows = self.validation.positions
+        times = self.data.times[rows]
+        later = rows[times > np.median(times)]
+        return self.evaluation(later) if self.config.protocol == "time" and len(later) >= LATE else None
+
+    def preference(self, model: Scorer | Follower) -> float:
+        """``score``, averaged under ``time`` over two cuts: all validation rows, and the later half.
+
+        The rows lie right behind what was learned, where the newest refresh looks best; the test rows lie further behind. A longer
+        gap would need models that learned from fewer rows, each mode trained once more.
+        """
+        late = self.late
+        values = [self.score(model), *([] if late is None else [late.run(model).summary[self.config.monitor]])]
+        return float(np.mean(values))
+
+    def selecting(self, model: Scorer | Follower) -> tuple[str, NDArray[np.float64]]:
+        """The metric that selects, and its value of every user of the validation rows; UAUC where it is none of users."""
+        found = self.validation.run(model).per_user
+        name = self.config.monitor if self.config.monitor in found else "uauc"
+        return name, found[name]
+
+    def judged(self, model: Scorer | Follower) -> dict[str, NDArray[np.float64]]:
+        """As in ``persona.methods.Problem``: under ``time`` NDCG@10 of the whole catalogue besides the metric that selects."""
+        name, values = self.selecting(model)
+        found = {name: values}
+        if self.config.protocol == "time":
+            found[RANKED] = self._ranked.run(model).per_user["ndcg_10"]
+        return found
+
+    @cached_property
+    def _ranked(self) -> Evaluation:
+        """Validation rows ranked against the whole catalogue."""
+        rows = catalogue_rows(self.validation, attends=self.config.host == "din", part=RANKED_PART)
+        return Evaluation(self.data, rows, max_length=self.validation.max_length, full=True, seed=self.config.seed)
+
+    def without_edits(self, model: Personalised, host: Host | None = None) -> Personalised:
+        """``model`` with edits of zero, over its own host or another one, ready to be released."""
+        return model.scaled(0.0, host)
 
     def tested(self, trained: Trained) -> Measured:
         """Metrics on the test rows, and the cost of a refresh and of what a method has beyond the host."""
@@ -194,6 +245,10 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
         for index, rows in enumerate(parts):
             hosts.append(self._trained_host(f"host_refreshed_{index + 1}_of_{len(parts)}", rows, start=hosts[-1]))
         return hosts
+
+    def finetuned_host(self) -> Host:
+        """The base host, every parameter fine-tuned on all later rows in one piece; a copy for every caller."""
+        return self._trained_host("finetune_all", self.held_back.adapt, start=self.base_host())
 
     def train(
         self,

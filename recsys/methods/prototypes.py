@@ -25,8 +25,12 @@ def train_basis(problem: Problem) -> Trained:
 
 
 def train_persona(problem: Problem) -> Trained:
-    """Persona as it is deployed: mode of training and K chosen on validation, prototype and remainder on the wire."""
-    return _served(problem, train_configured(problem)[1], "basis")
+    """Persona as it is deployed: mode of training and K chosen on validation, prototype and remainder on the wire.
+
+    Where validation lets no edit through there is nothing to send, and no bank: it is the host of that mode.
+    """
+    trained = train_configured(problem)[1]
+    return trained if trained.chosen.get("gate") == 0 else _served(problem, trained, "basis")
 
 
 def _served(problem: Problem, trained: Trained, level: str) -> Trained:

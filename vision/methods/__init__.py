@@ -13,7 +13,9 @@ from vision.methods.finetune import finetune_adaptive, finetune_all, finetune_de
 from vision.methods.host import train_host, train_longer
 from vision.methods.lame import train_lame
 from vision.methods.persona import (
+    joint_body,
     personalised,
+    refresh_host,
     train_configured,
     train_cross_fitted,
     train_frozen,
@@ -33,6 +35,8 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "finetune_all": finetune_all,
     "finetune_adaptive": finetune_adaptive,
     "finetune_interpolated": finetune_interpolated,
+    "host_refreshed": refresh_host,
+    "joint_body": joint_body,
     "finetune_device": finetune_device,
     "batch_norm": train_batch_norm,
     "tent": train_tent,
@@ -57,6 +61,11 @@ METHODS |= declared("persona.vision.methods", METHODS)
 def train_method(name: str, problem: Problem) -> Trained:
     """Train the method called ``name``; a name that is unknown is a ``ConfigError``."""
     return methods.train_method(name, problem, METHODS)
+
+
+def trained(problem: Problem, method: str) -> Trained:
+    """``train_method``, the problem first, as a ``Task`` has it."""
+    return train_method(method, problem)
 
 
 def measure(problem: Problem, method: str) -> Measured:

@@ -30,10 +30,10 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def finetune_all(problem: Problem) -> Trained:
-    """Every parameter of the host, the same for every device, on the devices that the editor learns from."""
+    """Every parameter of the host, the same for every device, on all devices that host and editor of ``persona_joint`` learn from."""
     model = Personalised(problem.base_host())
     started = time.perf_counter()
-    result = problem.train("finetune_all", model, model.parameters(), problem.split.adapt, keep_start=True)
+    result = problem.train("finetune_everything", model, model.parameters(), problem.everything, keep_start=True)
     return Trained(model, all_bytes(model.host), result=result, seconds=time.perf_counter() - started)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from persona.methods import Modes
+import numpy as np
+
+from persona.gates import supported_share
+from persona.methods import Bracket, Modes, all_bytes
 from vision.evaluation import Evaluation
 from vision.hosts import Host
 from vision.methods.duet import payload
@@ -14,14 +17,16 @@ from vision.methods.finetune import (
     finetune_adaptive,
     finetune_interpolated,
     interpolated,
-    preferred,
     tuned_folds,
 )
 from vision.methods.folds import PARTS, device_folds, population_folds, populations
+from vision.methods.host import train_host
 from vision.methods.problem import Devices, Problem, Trained
 from vision.objectives import Mixture
 from vision.personalised import Personalised
 
+# Epochs of an editor before it is compared with others.
+FIRST_ROUND = 3
 # Shares of an edit that a gate may let through.
 GATES = (0.0, 0.25, 0.5, 1.0)
 
@@ -64,10 +69,30 @@ def train_cross_fitted(problem: Problem) -> Trained:
     return Trained(
         deployed,
         payload(problem, deployed),
+        body_bytes=0 if tuned is None else tuned.refresh_bytes,
         forward_passes=_passes(problem),
         result=result,
         seconds=time.perf_counter() - started + (0.0 if tuned is None else tuned.seconds),
         keeps_body=deployed.host.shared_features,
+    )
+
+
+def refresh_host(problem: Problem) -> Trained:
+    """The host that ``train_cross_fitted`` edits, without its edits.
+
+    Where the host is deployed on unknown populations that is the host itself.
+    """
+    tuned = train_host(problem) if populations(problem) else finetune_adaptive(problem)
+    tuned.model = Personalised(personalised(tuned).host, fixed_host=True).eval()
+    return tuned
+
+
+def joint_body(problem: Problem) -> Trained:
+    """The host that ``train_joint`` has trained with its editor, without the edits."""
+    trained = train_joint(problem)
+    host = personalised(trained).host
+    return replace(
+        trained, model=Personalised(host).eval(), refresh_bytes=trained.body_bytes, body_bytes=0, forward_passes=1.0
     )
 
 
@@ -88,6 +113,7 @@ def train_joint(problem: Problem) -> Trained:
     return Trained(
         model,
         payload(problem, model),
+        body_bytes=all_bytes(model.host),
         forward_passes=_passes(problem),
         result=result,
         seconds=time.perf_counter() - started,
@@ -102,12 +128,14 @@ def train_tuned(problem: Problem) -> Trained:
     tuned = (finetune_interpolated if populations(problem) else finetune_adaptive)(problem)
     trained = _edit_fixed(problem, "persona_tuned", problem.split.adapt, personalised(tuned).host)
     trained.chosen = dict(tuned.chosen)
+    trained.body_bytes = tuned.refresh_bytes
     return trained
 
 
 def train_gated(problem: Problem) -> Trained:
     """``train_tuned`` behind a gate: how much of an edit is applied is chosen on populations that neither host nor editor has
-    met, where the one at test is unknown, else on validation devices. Without any it is the layers that all devices receive.
+    met, where the one at test is unknown, else on validation devices, by intervals (see ``supported_share``). Without any it is
+    the layers that all devices receive.
     """
     started = time.perf_counter()
     trained = train_tuned(problem)
@@ -116,10 +144,12 @@ def train_gated(problem: Problem) -> Trained:
         host = interpolated(fold.host, own, trained.chosen["share"])
         name, devices = f"persona_tuned_without_{fold.name}", fold.rest(problem.split.adapt)
         edited = _edit_fixed(problem, name, devices, host, known=fold.known, validation=fold.others)
-        judged.append((partial(_gated, personalised(edited)), problem.evaluation(fold.devices)))
-    judged = judged or [(partial(_gated, personalised(trained)), problem.validation)]
-    trained.chosen = {**trained.chosen, "gate": preferred(problem, GATES, judged)}
-    trained.model = _gated(personalised(trained), trained.chosen["gate"])
+        judged.append((personalised(edited), problem.evaluation(fold.devices)))
+    judged = judged or [(personalised(trained), problem.validation)]
+    gate = _gate(problem, judged)
+    trained.chosen = {**trained.chosen, "gate": gate}
+    trained.model = personalised(trained).scaled(gate)
+    trained.refresh_bytes *= gate > 0
     trained.seconds = time.perf_counter() - started
     return trained
 
@@ -134,19 +164,19 @@ TRAINERS: dict[str, Callable[[Problem], Trained]] = {
 }
 
 
-def candidates(problem: Problem) -> list[str]:
-    """The modes that ``auto`` tries.
+def brackets(problem: Problem) -> list[Bracket]:
+    """The modes that ``auto`` tries. All start at the trained host, so that a few epochs tell them apart.
 
     Validation devices can tell them apart where the host is deployed on populations that are known. Elsewhere they say nothing of
     the unknown one, and it takes the mode whose every choice is made on populations left out.
     """
     if populations(problem):
-        return ["gated"]
+        return [Bracket(("gated",))]
     enough = len(problem.split.adapt) >= PARTS
-    return ["held_back", *(["cross_fitted"] if enough else []), "joint"]
+    return [Bracket(("held_back", *(["cross_fitted"] if enough else []), "tuned", "joint"), FIRST_ROUND)]
 
 
-MODES = Modes(TRAINERS, candidates)
+MODES = Modes(TRAINERS, brackets)
 train_configured = MODES.configured
 
 
@@ -156,9 +186,13 @@ def personalised(trained: Trained) -> Personalised:
     return trained.classifier
 
 
-def _gated(model: Personalised, gate: float) -> Personalised:
-    assert model.editor is not None
-    return Personalised(model.host, model.reader, model.editor.scaled(gate), fixed_host=True).eval()
+def _gate(problem: Problem, judged: Sequence[tuple[Personalised, Evaluation]]) -> float:
+    """The share of edits that the devices of all evaluations support by their intervals, each over its own model."""
+    values = {
+        gate: np.concatenate([problem.selecting(model.scaled(gate), devices) for model, devices in judged])
+        for gate in GATES
+    }
+    return supported_share(values)
 
 
 def _edit_fixed(

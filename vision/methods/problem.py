@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from vision.contexts import ContextReader
 from vision.data.images import DeviceImages
 from vision.data.protocols import Split, make_split
 from vision.data.shifts import ShiftedImages
-from vision.evaluation import Classifier, Evaluation
+from vision.evaluation import Classifier, Evaluated, Evaluation
 from vision.features import FeatureCache, all_features, body_digest, window_features
 from vision.hosts import Host, make_host
 from vision.objectives import DeviceObjective, ImageObjective, Mixture, batched_logits
@@ -80,13 +80,18 @@ class Problem(methods.Problem[DeviceImages, VisionConfig, Evaluation]):
 
     edited = EDITED
     banked = ("persona_prototypes", "persona_refined", "persona_basis", methods.WHOLE)
+    rules: ClassVar[Mapping[str, str]] = {
+        "finetune_all": "everything",
+        "persona_gated": "by intervals",
+        methods.WHOLE: "by intervals",
+    }
 
     def __init__(
         self, data: DeviceImages, config: VisionConfig, *, folder: Path | None = None, on_epoch: OnEpoch | None = None
     ) -> None:
+        self.split: Split = make_split(data, config.split_config())
         super().__init__(data, config, folder=folder, on_epoch=on_epoch)
         self.device = resolve(config.device)
-        self.split: Split = make_split(data, config.split_config())
         self.deployed = frozenset(data.groups[d] for d in self.split.test)
         self._caches: dict[str, FeatureCache] = {}
 
@@ -96,14 +101,29 @@ class Problem(methods.Problem[DeviceImages, VisionConfig, Evaluation]):
         return self.evaluation(self.split.validation, self.config.validation_devices)
 
     def score(self, model: Personalised, evaluation: Evaluation | None = None) -> float:
-        """The metric that selects, of ``model`` on the validation devices or others; features that no edit changes are computed
-        once a body.
-        """
+        """The metric that selects, of ``model`` on the validation devices or others."""
+        return self._judgement(model, evaluation).summary[self.config.monitor]
+
+    def selecting(self, model: Personalised, evaluation: Evaluation | None = None) -> NDArray[np.float64]:
+        """The metric that selects, of every device; accuracy where it is none of devices."""
+        found = self._judgement(model, evaluation).per_device
+        return found.get(self.config.monitor, found["accuracy"])
+
+    def judged(self, model: Personalised) -> dict[str, NDArray[np.float64]]:
+        """As in ``persona.methods.Problem``: accuracy by device."""
+        return {"accuracy": self._judgement(model).per_device["accuracy"]}
+
+    def without_edits(self, model: Personalised, host: Host | None = None) -> Personalised:
+        """``model`` with edits of zero, over its own host or another one, ready to be released."""
+        return model.scaled(0.0, host)
+
+    def _judgement(self, model: Personalised, evaluation: Evaluation | None = None) -> Evaluated:
+        """``model`` on the validation devices or others; features that no edit changes are computed once a body."""
         judges = evaluation or self.validation
         known = self.features_of(model.host) if model.host.shared_features else None
         with torch.no_grad():
             positions, logits = batched_logits(model.eval(), judges, known)
-        return judges.judge(logits, positions).summary[self.config.monitor]
+        return judges.judge(logits, positions)
 
     def tested(self, trained: Trained) -> Measured:
         """Metrics on the test devices, with ``forward_passes`` and ``backward_passes`` an image and ``ms_per_image``.
@@ -176,8 +196,29 @@ class Problem(methods.Problem[DeviceImages, VisionConfig, Evaluation]):
         return make_host(config, self.config.weights or None).to(self.device)
 
     def base_host(self, adaptive: str | None = None) -> Host:
-        """The host trained on the split's training devices, a copy for every caller."""
-        return self.trained_host("host", self.split.train, adaptive=adaptive)
+        """The host trained on the split's training devices, a copy for every caller.
+
+        Devices have it before anybody knows theirs, so it is never selected on a population that it has not learned from.
+        """
+        validation = self.evaluation(self._host_validation, self.config.validation_devices)
+        devices = np.setdiff1d(self.split.train, self._host_validation)
+        return self.trained_host("host", devices, validation, adaptive=adaptive)
+
+    @cached_property
+    def _host_validation(self) -> Devices:
+        """Validation devices of the populations that the host learns from; where there are none, some of its own devices."""
+        groups = np.array(self.data.groups)
+        known = np.isin(groups[self.split.validation], groups[self.split.train])
+        if known.any() or len(self.split.train) < 2:
+            return self.split.validation[known]
+        count = max(1, round(self.config.validation_share * len(self.split.train)))
+        rng = np.random.default_rng([self.config.seed, 67])
+        return np.sort(rng.choice(self.split.train, count, replace=False))
+
+    def owner(self) -> dict[str, Any]:
+        """As in ``persona.methods.Problem``; and on what the host is selected, where that is not simply what validates."""
+        own = not np.array_equal(self._host_validation, self.split.validation)
+        return {**super().owner(), **({"host_validation": "own populations"} if own else {})}
 
     def trained_host(
         self, name: str, devices: Devices, validation: Evaluation | None = None, *, adaptive: str | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import console
+from pipelines.commands import notes
 from recsys.task import RECSYS
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def comparison(found: Comparison, out: console.Output) -> None:
                 for v in (row.metrics[h], str(row.differences[h].interval) if row.differences else "-")
             ),
             f"{row.seconds:.0f} s",
-            f"{row.refresh_bytes:,}",
+            notes.sent(row),
             "-" if row.refresh_seconds is None else f"{row.refresh_seconds * 1000:,.2f} ms",
             "-" if row.parameters is None else f"{row.parameters:,}",
         ]
@@ -46,6 +47,8 @@ def comparison(found: Comparison, out: console.Output) -> None:
         f"{found.settings['host']} host{RANKED if found.settings.get('seen') == 'yes' and found.protocol != 'paper' else ''}"
     )
     out.table(title, ["method", *columns, "training", "bytes a refresh", "time a refresh", "parameters"], rows)
+    for line in notes.under(found):
+        out.say(line)
     for metric in found.headlines:
         out.say(verdict(found, metric))
     out.say(strongest(found))
@@ -85,9 +88,8 @@ def taken_over(space: Workspace, given: dict[str, Any], file: Path | None, out: 
 def released(made: Released, out: console.Output) -> None:
     """Where the model is, and what it can do."""
     bank = f"{made.prototypes} prototypes of version {made.bank[:12]}" if made.bank else "no prototypes"
-    out.say(
-        f"Bundle {made.bundle}, mode {made.mode}, with {bank}, registered as {made.model.uri} with the alias 'candidate'"
-    )
+    out.say(f"Bundle {made.bundle}, mode {made.mode}, with {bank}, registered as {made.model.uri} {notes.called(made)}")
+    notes.held_to(made, out)
 
 
 def answered(answer: Recommended, out: console.Output) -> None:

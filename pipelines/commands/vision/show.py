@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines import console
+from pipelines.commands import notes
 
 if TYPE_CHECKING:
     from pipelines.steps.answers import Classified
@@ -22,13 +23,15 @@ def comparison(found: Comparison, out: console.Output) -> None:
         cost = [row.metrics[name] for name in ("forward_passes", "backward_passes")]
         times = row.metrics.get("ms_per_image")
         quality = [row.metrics["accuracy"], gain, row.metrics["accuracy_worst"], row.metrics["logloss"]]
-        rows.append([row.method, *quality, *cost, times, f"{row.refresh_bytes:,}"])
+        rows.append([row.method, *quality, *cost, times, notes.sent(row)])
     title = (
         f"{found.units:,} test devices, {found.seeds} seed(s), {found.settings['host']} host, "
         f"{found.settings['context_images']} unlabelled images at most"
     )
     columns = ["method", "accuracy", "against the host [95 %]", "worst tenth", "logloss", "forward", "backward"]
     out.table(title, [*columns, "ms an image", "bytes a refresh"], rows)
+    for line in notes.under(found):
+        out.say(line)
 
 
 def replayed(result: Replayed, out: console.Output) -> None:
@@ -51,7 +54,8 @@ def as_json(made: Banked) -> dict[str, Any]:
 
 def released(made: Released, out: console.Output) -> None:
     """One line about a released bundle."""
-    out.say(f"Bundle {made.bundle}, mode {made.mode}, registered as {made.model.uri} with the alias 'candidate'")
+    out.say(f"Bundle {made.bundle}, mode {made.mode}, registered as {made.model.uri} {notes.called(made)}")
+    notes.held_to(made, out)
 
 
 def answered(answer: Classified, out: console.Output) -> None:

@@ -58,7 +58,7 @@ def test_help_shows_every_setting_with_its_default(capsys):
         assert f"--{setting.name.replace('_', '-')} " in shown
         assert f"[default: {setting.default}]" in shown
     assert (
-        "which rows the editor learns from: held_back, cross_fitted, joint, generated or frozen; auto is the one"
+        "which rows the editor learns from: held_back, cross_fitted, refreshed, joint, generated or frozen; auto is the"
         in shown
     )
 

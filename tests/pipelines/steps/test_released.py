@@ -5,21 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines.steps.vision_workspace import VisionWorkspace
 
-from pipelines.steps import bank, vision_bank
-from pipelines.steps import recsys as recsys_steps
-from pipelines.steps import vision as vision_steps
+from pipelines.steps import bank
+from pipelines.steps.evaluate import evaluate
+from pipelines.steps.release import release
 from pipelines.steps.workspace import Workspace
 from recsys import methods as recsys_methods
 from recsys import prototypes as recsys_prototypes
-from recsys.serving.recommender import Recommender
+from recsys.serving.release import Release as RecommenderRelease
+from recsys.task import RECSYS
 from tests.recsys.toy import SMALL, walks
 from tests.vision.common import toy_images
 from tests.vision.methods.test_folds import CONFIG
 from vision import methods as vision_methods
 from vision import prototypes as vision_prototypes
-from vision.serving.classifier import Classifier
+from vision.serving.release import Release as ClassifierRelease
+from vision.task import VISION
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -37,27 +38,27 @@ def test_a_recommender_is_released_as_it_was_evaluated(mode, monkeypatch):
     monkeypatch.setattr(recsys_prototypes, "MIN_JUDGES", 2)
     config, work = replace(SMALL, protocol="time", mode=mode), Workspace(Path("work"))
     walks(users=80, events=14).save(work.prepared)
-    [comparison] = recsys_steps.evaluate(config, work, methods=["persona"])
+    [comparison] = evaluate(RECSYS, config, work, methods=["persona"])
     [measured] = comparison.of("persona")
-    made = bank.prototypes(config, work)
-    released = recsys_steps.release(config, work)
+    made = bank.prototypes(RECSYS, config, work)
+    released = release(RECSYS, config, work)
     assert released.bank == made[-1].version
     assert len(list(work.cells.glob("*/editor-*/banks/*"))) == 1, "the step took the bank that was evaluated"
-    bundle, problem = Recommender.load(work.bundle), recsys_methods.Problem(work.data(), config)
+    bundle, problem = RecommenderRelease.load(work.bundle), recsys_methods.Problem(work.data(RECSYS), config)
     with problem.reporting():
         again = problem.test.run(recsys_prototypes.ServedAtLevel(bundle.model, bundle.server, "basis"))
     check(measured, again, again.per_user)
 
 
 def test_a_classifier_is_released_as_it_was_evaluated():
-    config, work = replace(CONFIG, shifts=0), VisionWorkspace(Path("work"))
+    config, work = replace(CONFIG, shifts=0), Workspace(Path("work"))
     toy_images(devices=24, per_device=4, classes=5, size=16).save(work.prepared)
-    [measured] = vision_steps.evaluate(config, work, methods=["persona"]).of("persona")
-    made = vision_bank.prototypes(config, work)
-    released = vision_steps.release(config, work)
+    [measured] = evaluate(VISION, config, work, methods=["persona"]).of("persona")
+    made = bank.prototypes(VISION, config, work)[-1]
+    released = release(VISION, config, work)
     assert released.bank == made.version
     assert len(list(work.cells.glob("*/editor-*/banks/*"))) == 1, "the step took the bank that was evaluated"
-    bundle, problem = Classifier.load(work.bundle), vision_methods.Problem(work.data(), config)
+    bundle, problem = ClassifierRelease.load(work.bundle), vision_methods.Problem(work.data(VISION), config)
     with problem.reporting():
         again = problem.test.run(vision_prototypes.ServedAtLevel(bundle.model, bundle.server, "basis"))
     again.summary.pop("ms_per_image")

@@ -14,7 +14,7 @@ from pipelines.tracking import store
 from pipelines.versions import names as versions
 from pipelines.versions import promotion
 from pipelines.versions.promotion import Event
-from pipelines.versions.promotion_gate import Limits
+from pipelines.versions.promotion_gate import TAG, Limits
 from tests.pipelines.made_versions import MODEL, register, snapshot
 
 BEST, SAME, WORSE = 0.6, 0.5, 0.4
@@ -39,6 +39,20 @@ def test_the_first_champion_needs_no_gate(client):
     done = promotion.promote(client, f"{MODEL}/1", why="a start")
     assert (done.moved, done.gate, done.before, done.checks) == (True, "no champion before", None, [])
     assert champion(client) == 1
+
+
+def test_the_first_champion_is_what_its_release_could_call_a_candidate(client):
+    said = "refused: on validation it is below item_knn (ndcg_10 -0.0200 [-0.0300, -0.0100])"
+    register(better(SAME), tags={TAG: said})
+    done = promotion.promote(client, f"{MODEL}/1")
+    assert (done.moved, done.gate, done.before, done.reason) == (False, "failed", None, said)
+    assert champion(client) is None
+    tags = client.get_model_version(MODEL, "1").tags
+    assert (tags["gate"], tags["gate.failed"], tags["gate.against"]) == ("failed", said, "none")
+    assert promotion.promote(client, f"{MODEL}/1", force=True, why="it has to start").gate == "overruled"
+    assert champion(client) == 1
+    register(better(SAME), model="other", tags={TAG: "passed, released is host: on validation it is below host"})
+    assert promotion.promote(client, "other/1").gate == "no champion before"
 
 
 def test_a_better_version_becomes_champion_and_all_is_on_record(client, monkeypatch):

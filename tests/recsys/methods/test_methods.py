@@ -12,9 +12,11 @@ from persona.comparison import Measured, compare
 from persona.errors import ConfigError
 from persona.methods import FLOAT_BYTES, ReadBeforeReport
 from persona.storage import read_json
+from persona.training.objective import FitResult
 from recsys.data.batches import Context
 from recsys.methods import METHODS, Problem, measure, train_configured, train_method
-from recsys.methods.persona import GATES, PARTS, _gated
+from recsys.methods import problem as problems
+from recsys.methods.persona import GATES, PARTS, _gated, _one_after_another, brackets
 from recsys.personalised import Personalised
 from tests.persona.sealed import sealed
 from tests.recsys.toy import SMALL, walks
@@ -42,6 +44,16 @@ def measured(problem, trained):
 
 def parameters(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def spoilt(model):
+    """The same model with an editor that says anything."""
+    harmful = Personalised(model.host, copy.deepcopy(model.editor), fixed_host=True).eval()
+    with torch.no_grad():
+        for head in harmful.editor.heads:
+            for parameter in head.generated():
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    return harmful
 
 
 def same(one, other):
@@ -76,10 +88,13 @@ def test_methods_cost_what_their_devices_receive(problem, trained):
     found = {name: size for name, size in found.items() if name not in SIMPLE}
     expected = dict.fromkeys(found, adaptive)
     whole = {"host": 0, "trained_longer": everything, "finetune_all": everything, "persona_prototypes": 1}
+    for name in ("persona_cross_fitted", "persona_refreshed"):
+        whole |= {name: adaptive if trained[name].chosen["gate"] else 0}
     whole |= {"host_refreshed": everything, "finetune_device_1": 0, "finetune_device_10": 0, "finetune_cluster": 1}
     # Two cores of 8 x 8 and two biases of 8: APG sends as much as all of these layers, which are no wider than its rank.
     for name in ("persona_basis", "persona"):
-        assert 1 < found.pop(name) <= 64
+        nothing = trained[name].chosen.get("gate") == 0
+        assert (0 if nothing else 2) <= found.pop(name) <= (0 if nothing else 64)
         del expected[name]
     assert found == expected | whole
 
@@ -161,39 +176,80 @@ def test_cross_fitting_judges_each_part_over_a_host_that_has_not_seen_it(problem
     assert model.editor.host == model.host.digest()
 
 
-def test_cross_fitting_applies_as_much_of_an_edit_as_validation_supports(problem, trained):
-    model, refreshed = trained["persona_cross_fitted"], trained["host_refreshed"]
-    values = [problem.validation.run(m.scorer).summary[SMALL.monitor] for m in (model, refreshed)]
-    assert values[0] >= values[1], "without any edit it is the refreshed host"
-    assert model.chosen["gate"] in GATES
-    gates = set()
-    for seed in range(5):  # editors that say anything
-        harmful = Personalised(refreshed.scorer.host, copy.deepcopy(trained["persona_held_back"].scorer.editor)).eval()
-        with torch.no_grad():
-            for head in harmful.editor.heads:
-                for parameter in head.generated():
-                    parameter.normal_(generator=torch.Generator().manual_seed(seed))
-        gated, gate = _gated(problem, harmful)
-        scores = [problem.validation.run(m).summary[SMALL.monitor] for m in (gated, harmful, refreshed.scorer)]
-        assert scores[0] == max(scores)
-        gates.add(gate)
-    assert min(gates) < 1
+def test_a_refresh_part_by_part_kept_its_start_only_if_no_part_was_of_use():
+    first, second = FitResult([{"auc": 0.1}] * 3, -1, 0.2, 1.0), FitResult([{"auc": 0.3}] * 2, 1, 0.3, 2.0)
+    total = _one_after_another([first, second, first])
+    assert (total.epochs, total.best_epoch, total.best_value, total.seconds) == (8, 4, 0.3, 4.0)
+    assert _one_after_another([first, first]).best_epoch == -1
+
+
+def test_a_refresh_in_one_piece_edits_the_host_that_was_fine_tuned_on_all_later_rows(problem, trained):
+    model, tuned = trained["persona_refreshed"], trained["finetune_all"]
+    assert same(parameters(model.scorer.host), tuned.scorer.host.state_dict())
+    assert model.scorer.editor.host == tuned.scorer.host.digest()
+    assert model.body_bytes == tuned.refresh_bytes > model.refresh_bytes
+    learned = trained["persona_held_back"].result.seconds
+    assert model.result.seconds > learned + tuned.result.seconds, "what it needs takes its time, too"
+
+
+def test_a_gate_lets_through_what_validation_supports_by_its_intervals(problem, trained):
+    for name in ("persona_cross_fitted", "persona_refreshed"):
+        assert trained[name].chosen["gate"] in GATES
+    better = Problem(walks(), replace(SMALL, epochs=12, patience=12, dim=16))
+    model = train_method("persona_held_back", better).scorer
+    kept, gate = _gated(better, model)
+    assert (kept, gate) == (model, 1.0), "an editor that is not proven harmful stays whole"
+    harmful = spoilt(model)
+    gated, gate = _gated(better, harmful)
+    assert better.score(harmful) < better.score(gated)
+    assert gate == 0.0
+    assert better.score(gated) == better.score(Personalised(model.host))
 
 
 def test_persona_serves_the_mode_that_validation_prefers(problem, trained):
-    values = {
-        name: problem.validation.run(trained[name].scorer).summary[SMALL.monitor]
-        for name in ("persona_held_back", "persona_cross_fitted", "persona_generated")
-    }
-    best = max(values, key=values.get).removeprefix("persona_")
+    tried = brackets(problem)
+    assert [set(bracket.modes) for bracket in tried] == [
+        {"held_back", "cross_fitted", "refreshed"},
+        {"generated", "joint"},
+    ]
     chosen = dict(trained["persona"].chosen)
-    assert chosen.pop("prototypes") >= 1
-    assert chosen == trained[f"persona_{best}"].chosen | {best: 1.0}
     mode, served = train_configured(problem)
-    assert mode == best
-    assert same(parameters(served.scorer), parameters(trained[f"persona_{best}"].scorer))
+    assert mode in {mode for bracket in tried for mode in bracket.modes}
+    assert same(parameters(served.scorer), parameters(trained[f"persona_{mode}"].scorer))
+    assert problem.preference(served.scorer) >= max(
+        problem.preference(trained[f"persona_{left}"].scorer)
+        for bracket in tried
+        for left in bracket.modes
+        if left in chosen
+    )
+    prototypes = chosen.pop("prototypes", 0)
+    assert (prototypes >= 1) == (chosen.get("gate") != 0)
+    assert chosen == trained[f"persona_{mode}"].chosen | {mode: 1.0}
     assert train_configured(problem.with_config(replace(SMALL, mode="joint")))[0] == "joint"
     assert trained["persona"].refresh_bytes <= 64
+
+
+def test_under_time_a_choice_also_looks_behind_a_gap(monkeypatch):
+    monkeypatch.setattr(problems, "LATE", 10)
+    timed = Problem(walks(users=80, events=14), replace(SMALL, protocol="time", validation_events=10**6))
+    rows, late = timed.validation.positions, timed.late.positions
+    assert timed.data.times[late].min() > np.median(timed.data.times[rows])
+    assert set(late) < set(rows)
+    model = Personalised(timed.new_host().eval())
+    values = [timed.score(model), timed.late.run(model).summary[SMALL.monitor]]
+    assert timed.preference(model) == pytest.approx(np.mean(values))
+    assert set(timed.judged(model)) == {"uauc", "full_ndcg_10"}
+    monkeypatch.setattr(problems, "LATE", 10**6)
+    few = Problem(timed.data, timed.config)
+    assert few.late is None
+    assert few.preference(model) == few.score(model)
+
+
+def test_where_there_is_no_time_there_is_no_gap(problem):
+    assert problem.late is None
+    model = Personalised(problem.new_host().eval())
+    assert problem.preference(model) == problem.score(model)
+    assert set(problem.judged(model)) == {"uauc"}
 
 
 def test_the_test_part_is_read_in_reports_alone(problem):

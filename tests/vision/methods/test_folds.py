@@ -72,6 +72,23 @@ def test_the_editor_is_trained_over_folds_and_deployed_over_the_whole_host(unkno
     assert train_cross_fitted(known).classifier.host.digest() == tuned.digest()
 
 
+def test_the_host_that_devices_have_is_not_selected_on_a_population_that_it_is_deployed_on():
+    data, groups = replace(DATA, groups=GROUPS), np.array(GROUPS)
+    shifted = Problem(data, replace(CONFIG, host_groups="a,b", test_groups="c"))
+    assert set(groups[shifted.split.validation]) == {"c"}
+    assert set(groups[shifted._host_validation]) <= {"a", "b"}
+    seen = []
+    judge = shifted.evaluation
+    shifted.evaluation = lambda devices, limit=None: seen.extend(devices.tolist()) or judge(devices, limit)
+    shifted.base_host()
+    assert set(groups[seen]) <= {"a", "b"}, "no device of the new population was looked at"
+    assert "host_validation" in shifted.owner()
+    for settings in (CONFIG, UNKNOWN):
+        plain = Problem(data, settings)
+        assert np.array_equal(plain._host_validation, plain.split.validation)
+        assert "host_validation" not in plain.owner()
+
+
 def test_interpolation_reaches_from_the_host_to_the_tuned_one():
     host, tuned = fresh_host("compact", "classifier"), fresh_host("compact", "classifier", seed=1)
     weight = [interpolated(host, tuned, share).head[-1].weight for share in (0.0, 0.5, 1.0)]

@@ -17,14 +17,14 @@ from vision.methods import METHODS, Problem, measure, train_configured, train_me
 from vision.methods.batch_norm import BatchNorm
 from vision.methods.finetune import DeviceFinetuning
 from vision.methods.lame import Lame, affinity, corrected
-from vision.methods.persona import candidates
+from vision.methods.persona import brackets
 from vision.methods.problem import edit_bytes
 from vision.methods.t3a import T3A
 from vision.methods.tent import Tent
 
 DATA = toy_images(devices=12, per_device=6, classes=5, size=16)
 CONFIG = VisionConfig(**TINY, validation_devices=1)
-KNOWN = ("held_back", "cross_fitted", "joint")
+KNOWN = ("held_back", "cross_fitted", "tuned", "joint")
 
 
 def window(count: int = 4, new: int = 3, seed: int = 0) -> Window:
@@ -54,7 +54,8 @@ def test_every_method_is_measured_and_kept(problem, method):
     assert set(measured.per_unit) == {"accuracy", "logloss"}
     assert measured.summary["forward_passes"] >= 1
     assert (measured.summary["backward_passes"] > 0) == (method in ("tent", "finetune_device"))
-    assert (measured.refresh_bytes > 0) == method.startswith(("persona", "duet", "finetune_a", "finetune_i", "trained"))
+    sends = ("persona", "duet", "finetune_a", "finetune_i", "trained", "host_refreshed", "joint_body")
+    assert (measured.refresh_bytes > 0) == (method.startswith(sends) and measured.chosen.get("gate") != 0)
     again = measure(Problem(DATA, CONFIG, folder=problem.trainings.root), method)
     assert again.summary == measured.summary
 
@@ -86,17 +87,18 @@ def test_settings_of_editors_share_the_host(problem, folder):
 
 
 def test_auto_takes_the_mode_that_validation_prefers(problem):
-    values = {mode: problem.validation.run(train_method(f"persona_{mode}", problem).classifier) for mode in KNOWN}
-    best = max(KNOWN, key=lambda mode: values[mode].summary["accuracy"])
+    results = {mode: train_method(f"persona_{mode}", problem).result for mode in KNOWN}
+    best = max(KNOWN, key=lambda mode: max(row["accuracy"] for row in results[mode].history))
     mode, trained = train_configured(problem)
-    assert (mode, trained.chosen) == (best, {best: 1.0})
+    assert mode == best
+    assert trained.chosen[best] == 1.0
     assert train_configured(Problem(DATA, replace(CONFIG, mode="frozen"), folder=problem.trainings.root))[0] == "frozen"
 
 
 def test_auto_leaves_out_what_too_few_devices_cannot_train():
     few = toy_images(devices=8, per_device=4, classes=5, size=16)
-    assert candidates(Problem(DATA, CONFIG)) == list(KNOWN)
-    assert candidates(Problem(few, CONFIG)) == ["held_back", "joint"]
+    assert [bracket.modes for bracket in brackets(Problem(DATA, CONFIG))] == [KNOWN]
+    assert [bracket.modes for bracket in brackets(Problem(few, CONFIG))] == [("held_back", "tuned", "joint")]
 
 
 def test_the_whole_method_sends_a_remainder_of_what_validation_chose(problem):
@@ -104,6 +106,29 @@ def test_the_whole_method_sends_a_remainder_of_what_validation_chose(problem):
     assert measured.chosen[train_configured(problem)[0]] == 1.0
     assert 1 <= measured.chosen["prototypes"] <= CONFIG.prototypes
     assert measured.refresh_bytes <= 64
+
+
+def test_hosts_without_edits_stand_beside_the_modes_that_edit_them(problem):
+    for plain, edited in (("host_refreshed", "persona_cross_fitted"), ("joint_body", "persona_joint")):
+        host, mode = train_method(plain, problem), train_method(edited, problem)
+        assert host.classifier.host.digest() == mode.classifier.host.digest()
+        assert host.classifier.editor is None
+        assert host.refresh_bytes == mode.body_bytes > 0
+        assert host.body_bytes == 0
+
+
+def test_fine_tuning_of_everything_learns_from_all_devices_that_joint_training_has(problem, monkeypatch):
+    learned, train = {}, problem.train
+
+    def watched(name, model, parameters, devices, **options):
+        learned[name] = devices.tolist()
+        return train(name, model, parameters, devices, **options)
+
+    monkeypatch.setattr(problem, "train", watched)
+    for name in ("finetune_all", "persona_joint"):
+        train_method(name, problem)
+    assert learned["finetune_everything"] == learned["persona_joint"]
+    assert len(learned["persona_joint"]) > len(problem.split.adapt)
 
 
 def test_what_is_generated_for_a_device():
