@@ -12,6 +12,7 @@ from recsys.methods.device import finetune_device_1, finetune_device_10
 from recsys.methods.duet import train_duet
 from recsys.methods.finetune import finetune_adaptive, finetune_all
 from recsys.methods.host import train_host, train_longer
+from recsys.methods.items import train_item_edits, train_persona_items
 from recsys.methods.persona import (
     refresh_host,
     train_configured,
@@ -55,6 +56,8 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona_prototypes": train_prototypes,
     "persona_basis": train_basis,
     "persona": train_persona,
+    "item_edits": train_item_edits,
+    "persona_items": train_persona_items,
 }
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipelines.steps.vision_workspace import VisionWorkspace
 
 from pipelines.steps import bank, vision_bank
 from pipelines.steps import recsys as recsys_steps
 from pipelines.steps import vision as vision_steps
-from pipelines.steps.vision_workspace import VisionWorkspace
 from pipelines.steps.workspace import Workspace
 from recsys import methods as recsys_methods
 from recsys import prototypes as recsys_prototypes
