@@ -27,7 +27,7 @@ from recsys.hosts import Host
 from recsys.hosts.base import TABLE
 
 BLOCKS = 200
-# The generator learns from so many samples of training events, of sizes between these.
+# The generator learns from so many samples of training events, of sizes between these; of few events, of a quarter to most of them.
 DRAWS, SMALLEST, LARGEST = 20, 1_000, 15_000
 
 Int64Array = NDArray[np.int64]
@@ -63,9 +63,9 @@ class Events:
 
     def samples(self, positions: Int64Array, seed: int) -> Iterator[Read]:
         """Sums of random samples of training events."""
-        rng = np.random.default_rng([seed, 71])
+        rng, count = np.random.default_rng([seed, 71]), len(positions)
         for _ in range(DRAWS):
-            size = min(int(rng.integers(SMALLEST, LARGEST)), len(positions))
+            size = int(rng.integers(min(SMALLEST, count // 4), min(LARGEST, 3 * count // 4) + 1))
             sums = RowSums(len(self.table), self.table.shape[1])
             self.add(sums, np.sort(rng.choice(positions, size, replace=False)))
             yield sums.at()

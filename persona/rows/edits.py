@@ -57,12 +57,15 @@ def fit_generator(samples: Iterable[Read], table: Singles, known: NDArray[np.int
     width = table.shape[1]
     gram: Floats = RIDGE * np.eye(2 * width + 2)
     target: Floats = np.zeros((2 * width + 2, width))
-    squares, sums, count = 0.0, np.zeros(width), 0
+    sums: Floats = np.zeros(width)
+    squares, count = 0.0, 0
     for read in samples:
         rows = np.flatnonzero((read.read > 0) & (known >= KNOWN))
         x, y = features(read, rows), table[rows].astype(np.float64)
-        gram, target = gram + x.T @ x, target + x.T @ y
-        squares, sums, count = squares + float((y**2).sum()), sums + y.sum(0), count + len(rows)
+        gram += x.T @ x
+        target += x.T @ y
+        sums += y.sum(0)
+        squares, count = squares + float((y**2).sum()), count + len(rows)
     generator: Floats = np.linalg.solve(gram, target)
     plain = gram - RIDGE * np.eye(len(gram))
     missed = squares - 2 * float((generator * target).sum()) + float((generator * (plain @ generator)).sum())

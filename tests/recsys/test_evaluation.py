@@ -264,7 +264,8 @@ def test_what_follows_the_stream_is_told_where_it_is_asked():
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_test_rows_are_reported_as_their_protocol_says(protocol):
     problem = Problem(walks(), replace(SMALL, protocol=protocol, monitor="ndcg_10"))
-    found = problem.test.run(ByItem()).summary
+    with problem.reporting():
+        found = problem.test.run(ByItem()).summary
     assert found.keys() >= set(REPORTED[protocol])
     assert ("full_ndcg_10" in found) == (protocol == "time")
     assert not [name for name in problem.validation.run(ByItem()).summary if "_" in name and name.startswith("full")]
