@@ -66,7 +66,7 @@ def fit_generator(samples: Iterable[Read], table: Singles, known: NDArray[np.int
         target += x.T @ y
         sums += y.sum(0)
         squares, count = squares + float((y**2).sum()), count + len(rows)
-    generator: Floats = np.linalg.solve(gram, target)
+    generator: Floats = np.linalg.solve(gram, target).astype(np.float64)
     plain = gram - RIDGE * np.eye(len(gram))
     missed = squares - 2 * float((generator * target).sum()) + float((generator * (plain @ generator)).sum())
     spread = squares - float((sums**2).sum()) / max(count, 1)

@@ -84,7 +84,7 @@ def choose(problem: Problem, edits: ItemEdits) -> tuple[Choice, ItemEdits | None
         return preferred(values)
 
     rows = best([Choice(), *(Choice(k0) for k0 in K0)])
-    biased = best(replace(start, beta=beta) for start in {rows, Choice()} for beta in BETAS)
+    biased = best(replace(start, beta=beta) for start in dict.fromkeys((rows, Choice())) for beta in BETAS)
     if biased != Choice():
         count = len(problem.everything)
         biased = best(replace(biased, half_life=share * count) for share in SHARES)
