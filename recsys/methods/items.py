@@ -4,9 +4,12 @@ Under ``time`` the stream is all that came after what the host was trained on: w
 and the test events before the one that is judged. Where protocols leave out the last event of each user there is no stream, and
 the methods equal what they edit; so they do over a table that lies in pieces.
 
-What validation chooses: whether rows move at all, k0, beta and the half-life. It goes by the metric that selects epochs and by
-NDCG@10 over the whole catalogue. Each candidate has, in both, a share of the largest gain over no edits that any candidate has;
-who is below no edits in one of them is out, and the largest sum of shares wins.
+Whether rows move at all, k0, beta and the half-life are chosen in a rehearsal: the host that has not seen the rows held back follows
+the stream over these and the validation slice, which is as long as the one that the test part brings. Two metrics judge, the one
+that selects epochs and NDCG@10 over the whole catalogue. A candidate has, in both, a share of the largest gain over no edits that
+any candidate has; who is below no edits in one of them is out, and the largest sum of shares is first. Settings are searched one
+after the other: k0, half-life, beta, and k0 again. The first that is not below no edits on the validation slice, over the host that
+is deployed, wins; no edits is the last of the candidates.
 
 Shapes: V items.
 """
@@ -21,7 +24,7 @@ import numpy as np
 
 from persona.rows import row_bytes
 from persona.training.objective import FitResult
-from recsys.evaluation import Evaluation, reported
+from recsys.evaluation import Evaluation, Follower, Scorer, reported
 from recsys.hosts import Host
 from recsys.item_edits import Blocks, ItemEdits, new_edits
 from recsys.methods.host import train_host
@@ -32,7 +35,8 @@ from recsys.personalised import Personalised
 
 K0 = (np.inf, 1.0, 0.1)
 BETAS = (0.25, 0.5, 1.0)
-SHARES = (0.01, 0.03, 0.1)  # half-lives as shares of the training events
+SHARES = (0.1, 0.03, 0.01)  # half-lives as shares of the training events, besides none
+FIRST = 2  # the half-life that k0 is first chosen with
 FULL = "full_ndcg_10"
 
 
@@ -71,32 +75,36 @@ def train_persona_items(problem: Problem) -> Trained:
     return _following(problem, train_persona(problem))
 
 
-def choose(problem: Problem, edits: ItemEdits) -> tuple[Choice, ItemEdits | None, float]:
-    """What validation prefers, the recommender with it, ``None`` where that is no edits at all, and what selects epochs of it."""
-    evaluation = _validation(problem)
-    values: dict[Choice, tuple[float, float]] = {}
+def rehearse(problem: Problem) -> list[Choice]:
+    """What may be chosen, the best first, no edits last: judged on all rows that the early host has not seen but test rows."""
+    held_back, host = problem.held_back, problem.early_host()
+    rows = np.sort(np.concatenate([held_back.adapt, problem.split.validation]))
+    edits = _over(problem, Personalised(host), held_back.train, held_back.cut_times["adapt"])
+    evaluation, values = _judge(problem, rows), dict[Choice, tuple[float, float]]()
 
     def best(candidates: Iterable[Choice]) -> Choice:
         for choice in candidates:
             if choice not in values:
-                found = evaluation.run(_with(edits, choice)).summary
-                values[choice] = (found[problem.config.monitor], found[FULL])
-        return preferred(values)
+                values[choice] = _metrics(problem, evaluation, _with(edits, choice))
+        return ordered(values)[0]
 
-    rows = best([Choice(), *(Choice(k0) for k0 in K0)])
-    biased = best(replace(start, beta=beta) for start in dict.fromkeys((rows, Choice())) for beta in BETAS)
-    if biased != Choice():
-        count = len(problem.everything)
-        biased = best(replace(biased, half_life=share * count) for share in SHARES)
-    return biased, None if biased == Choice() else _with(edits, biased), values[biased][0]
+    spans = [np.inf, *(share * len(problem.everything) for share in SHARES)]
+    found = best([Choice(), *(Choice(k0, half_life=spans[FIRST]) for k0 in K0)])
+    for grid in (
+        [{"half_life": span} for span in spans],
+        [{"beta": beta} for beta in BETAS],
+        [{"k0": k0} for k0 in (None, *K0)],
+    ):
+        found = best(replace(found, **changes) for changes in grid)
+    return ordered(values)
 
 
-def preferred(values: dict[Choice, tuple[float, float]]) -> Choice:
-    """Of choices with two metrics each, the one that gains the most over no edits, and loses in neither."""
+def ordered(values: dict[Choice, tuple[float, float]]) -> list[Choice]:
+    """Of choices with two metrics each, those that lose in neither against no edits, the largest gain first."""
     gains = np.array(list(values.values())) - np.array(values[Choice()])
-    shares = gains / np.maximum(gains.max(axis=0), 1e-12)
-    scores = np.where((gains >= 0).all(axis=1), shares.sum(axis=1), -1.0)
-    return list(values)[int(scores.argmax())]
+    shares = (gains / np.maximum(gains.max(axis=0), 1e-12)).sum(axis=1)
+    kept = [(share, choice) for share, choice, gain in zip(shares, values, gains, strict=True) if (gain >= 0).all()]
+    return [choice for _, choice in sorted(kept, key=lambda pair: -pair[0])]
 
 
 def _following(problem: Problem, trained: Trained) -> Trained:
@@ -106,30 +114,43 @@ def _following(problem: Problem, trained: Trained) -> Trained:
         return trained
     started = time.perf_counter()
     assert isinstance(scorer, Personalised)
-    host = scorer.host
-    learned, cut = _learned(problem, host)
-    events, edits, explained = new_edits(problem.data, host, learned, problem.config.seed)
-    choice, model, value = choose(
-        problem, ItemEdits(scorer, events, edits, Blocks(problem.data, problem.split.cut_times[cut]))
-    )
-    sent = 0 if model is None else model.moved_rows() * row_bytes(host.config.dim)
-    result = FitResult(best_value=value, seconds=time.perf_counter() - started)
-    chosen = {**trained.chosen, **choice.record(), "explained": explained}
-    return Trained(scorer if model is None else model, trained.refresh_bytes + sent, result, chosen)
+    evaluation = _judge(problem, problem.split.validation)
+    plain = _metrics(problem, evaluation, scorer)
+    edits = _over(problem, scorer, *_learned(problem, scorer.host))
+    for choice in rehearse(problem):
+        model = _with(edits, choice)
+        found = plain if choice == Choice() else _metrics(problem, evaluation, model)
+        if found[0] >= plain[0] and found[1] >= plain[1]:
+            break
+    result = FitResult(best_value=found[0], seconds=time.perf_counter() - started)
+    sent = trained.refresh_bytes + model.moved_rows() * row_bytes(scorer.host.config.dim)
+    chosen = {**trained.chosen, **choice.record()}
+    return Trained(scorer if choice == Choice() else model, sent, result, chosen)
 
 
-def _learned(problem: Problem, host: Host) -> tuple[Positions, str]:
-    """The rows that a host was trained on, and the cut after which its stream begins."""
-    if len(problem.split.adapt) and host.digest() == problem.base_host().digest():
-        return problem.split.train, "adapt"
-    return problem.everything, "validation"
+def _learned(problem: Problem, host: Host) -> tuple[Positions, int]:
+    """The rows that a host was trained on, and the time at which its stream begins."""
+    early = host.digest() == problem.early_host().digest()
+    cuts = problem.held_back.cut_times
+    return (problem.held_back.train, cuts["adapt"]) if early else (problem.everything, cuts["validation"])
 
 
-def _validation(problem: Problem) -> Evaluation:
-    """The validation rows with uniform negatives, and with the whole catalogue alongside."""
-    rows = problem.evaluation(problem.split.validation, problem.config.validation_events)
+def _over(problem: Problem, model: Personalised, learned: Positions, since: int) -> ItemEdits:
+    """``model`` with edits of its table by the stream from the time ``since`` on."""
+    events, edits, _ = new_edits(problem.data, model.host, learned, problem.config.seed)
+    return ItemEdits(model, events, edits, Blocks(problem.data, since))
+
+
+def _judge(problem: Problem, positions: Positions) -> Evaluation:
+    """Rows with uniform negatives, and with the whole catalogue alongside."""
+    rows = problem.evaluation(positions, problem.config.validation_events)
     reported(rows, attends=problem.config.host == "din").alongside.pop("popular")
     return rows
+
+
+def _metrics(problem: Problem, evaluation: Evaluation, model: Scorer | Follower) -> tuple[float, float]:
+    found = evaluation.run(model).summary
+    return found[problem.config.monitor], found[FULL]
 
 
 def _with(edits: ItemEdits, choice: Choice) -> ItemEdits:
