@@ -8,7 +8,7 @@ Whether rows move at all, k0, beta and the half-life are chosen in a rehearsal: 
 the stream over these and the validation slice, which is as long as the one that the test part brings. Two metrics judge, the one
 that selects epochs and NDCG@10 over the whole catalogue. A candidate has, in both, a share of the largest gain over no edits that
 any candidate has; who is below no edits in one of them is out, and the largest sum of shares is first. Settings are searched one
-after the other: k0, half-life, beta, and k0 again. The first that is not below no edits on the validation slice, over the host that
+after the other: k0, beta, half-life, and k0 again. The first that is not below no edits on the validation slice, over the host that
 is deployed, wins; no edits is the last of the candidates.
 
 Shapes: V items.
@@ -91,8 +91,8 @@ def rehearse(problem: Problem) -> list[Choice]:
     spans = [np.inf, *(share * len(problem.everything) for share in SHARES)]
     found = best([Choice(), *(Choice(k0, half_life=spans[FIRST]) for k0 in K0)])
     for grid in (
-        [{"half_life": span} for span in spans],
         [{"beta": beta} for beta in BETAS],
+        [{"half_life": span} for span in spans],
         [{"k0": k0} for k0 in (None, *K0)],
     ):
         found = best(replace(found, **changes) for changes in grid)
