@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -159,15 +159,13 @@ class Evaluation:
             asked = (self.contexts.index_select(rows), self.candidates[rows])
             return self._at(scorer, rows).score(*moved(asked, device)).cpu()
 
-        blocks = torch.split(torch.arange(len(self.positions)), ROWS)
-        scores = _shared(blocks, score, current()).numpy()
+        scores = self._rowwise(scorer, ROWS, score)
         users = np.unique(self.users)
         return Evaluated(metrics.summary(scores, self.users), metrics.per_user(scores, self.users), users)
 
     def _ranked(self, scorer: Scorer | Follower) -> Evaluated:
         size = max(1, min(FULL_ROWS, FULL_SCORES // self.data.n_items))
-        blocks = torch.split(torch.arange(len(self.positions)), size)
-        found = _shared(blocks, lambda rows: self._full_ranks(scorer, rows), current()).numpy()
+        found = self._rowwise(scorer, size, lambda rows: self._full_ranks(scorer, rows))
         ranks, ties, lists = found[:, 0], found[:, 1].astype(np.int64), found[:, 2:].astype(np.int64)
         per_user = metrics.ranking_metrics(ranks, self.users, ties=ties)
         totals: dict[str, float] = {}
@@ -191,6 +189,16 @@ class Evaluation:
             for name, rows in (("cold", ~seen), ("warm", seen))
             if len(np.unique(self.users[rows])) > 1  # no interval over fewer
         }
+
+    def _rowwise(self, scorer: Scorer | Follower, size: int, work: Callable[[Tensor], Tensor]) -> NDArray[Any]:
+        """What ``work`` makes of ``size`` rows at once, (E, ...); what follows the stream is asked in the order of time."""
+        order = torch.arange(len(self.positions))
+        if isinstance(scorer, Follower):
+            order = torch.from_numpy(np.argsort(self.data.times[self.positions], kind="stable"))
+        made = _shared(torch.split(order, size), work, current())
+        found = torch.empty_like(made)
+        found[order] = made
+        return found.numpy()
 
     def _at(self, scorer: Scorer | Follower, rows: Tensor) -> Scorer:
         return scorer.at(self.positions[rows.numpy()]) if isinstance(scorer, Follower) else scorer

@@ -16,6 +16,7 @@ from recsys.methods.duet import train_duet
 from recsys.methods.finetune import finetune_adaptive, finetune_all
 from recsys.methods.given import measure_given
 from recsys.methods.host import train_host, train_longer
+from recsys.methods.items import train_item_edits, train_persona_items
 from recsys.methods.persona import (
     refresh_host,
     train_configured,
@@ -61,6 +62,8 @@ METHODS: dict[str, Callable[[Problem], Trained]] = {
     "persona_prototypes": train_prototypes,
     "persona_basis": train_basis,
     "persona": train_persona,
+    "item_edits": train_item_edits,
+    "persona_items": train_persona_items,
 }
 
 METHODS |= declared("persona.recsys.methods", METHODS)

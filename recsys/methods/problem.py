@@ -173,6 +173,10 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
         rows.known = np.bincount(self.data.items[self.everything], minlength=self.data.n_items + 1)
         return reported(rows, attends=self.config.host == "din") if self.config.protocol == "time" else rows
 
+    def depends(self, method: str) -> dict[str, Any]:
+        """As in ``persona.methods.Problem``; Persona with item edits depends on all that Persona depends on."""
+        return super().depends(methods.WHOLE if method == "persona_items" else method)
+
     @cached_property
     def held_back(self) -> Split:
         """The split whose ``adapt`` rows the host has not seen."""

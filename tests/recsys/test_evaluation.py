@@ -301,7 +301,8 @@ def test_what_follows_the_stream_is_told_where_it_is_asked():
         recorder = Recorder()
         evaluation = Evaluation(DATA, TEST, max_length=T, full=full)
         assert evaluation.run(recorder).summary == evaluation.run(ByItem()).summary
-        assert recorder.asked == TEST.tolist()
+        assert sorted(recorder.asked) == TEST.tolist()
+        assert (np.diff(DATA.times[recorder.asked]) >= 0).all(), "in the order of time"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
