@@ -102,8 +102,13 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
         return self.score(ByCount(seen_counts(self.data, self.split.train)))
 
     def depends(self, method: str) -> dict[str, Any]:
-        """As in ``persona.methods.Problem``; and whether the test ranks what users have had."""
-        return super().depends(method) | ({"seen": True} if self.seen and self.config.protocol == "time" else {})
+        """As in ``persona.methods.Problem``; and whether the test ranks what users have had.
+
+        Persona with item edits depends on all that Persona depends on.
+        """
+        return super().depends(methods.WHOLE if method == "persona_items" else method) | (
+            {"seen": True} if self.seen and self.config.protocol == "time" else {}
+        )
 
     def score(self, model: Scorer | Follower) -> float:
         """The metric that selects, of ``model`` on the validation rows."""
@@ -172,10 +177,6 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
         rows = self.evaluation(self.split.test)
         rows.known = np.bincount(self.data.items[self.everything], minlength=self.data.n_items + 1)
         return reported(rows, attends=self.config.host == "din") if self.config.protocol == "time" else rows
-
-    def depends(self, method: str) -> dict[str, Any]:
-        """As in ``persona.methods.Problem``; Persona with item edits depends on all that Persona depends on."""
-        return super().depends(methods.WHOLE if method == "persona_items" else method)
 
     @cached_property
     def held_back(self) -> Split:
