@@ -107,9 +107,12 @@ METHODS = (
     "host_refreshed",
     "persona_held_back",
     "persona_cross_fitted",
+    "persona_refreshed",
     "persona_prototypes",
     "persona_basis",
     "persona",
+    "item_edits",
+    "persona_items",
 )
 
 RECSYS = Task(

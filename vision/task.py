@@ -86,6 +86,8 @@ METHODS = (
     "finetune_all",
     "finetune_adaptive",
     "finetune_interpolated",
+    "host_refreshed",
+    "joint_body",
     "finetune_device",
     "batch_norm",
     "tent",

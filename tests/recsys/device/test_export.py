@@ -85,11 +85,11 @@ def test_every_level_is_that_of_the_bundle(pair, level):
 
 def test_answers_are_those_of_the_bundle(pair):
     made, folder = pair
-    device = DeviceRecommender.load(folder)
+    device, bundle = DeviceRecommender.load(folder), made.recommender()
     for history in HISTORIES[:-1]:  # without a history all scores tie
         for options in ({}, {"seen": True}, {"exclude": ["i1", "i2"]}, {"k": 3 * ITEMS}):
             own = device.recommend([*_ids(history), "stranger"], **options)
-            wanted = made.recommend(_ids(history), level="host", **options)
+            wanted = bundle.recommend(_ids(history), level="host", **options)
             assert [i.item_id for i in own.items] == [i.item_id for i in wanted.items]
             assert [i.title for i in own.items] == [i.title for i in wanted.items]
             assert own.unknown == ["stranger"]
