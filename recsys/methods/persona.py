@@ -73,7 +73,7 @@ def brackets(problem: Problem) -> list[Bracket]:
     host = problem.trainings.results["host" if len(problem.split.adapt) else "host_early"]
     return [
         Bracket(("held_back", "cross_fitted", "refreshed"), FIRST_ROUND),
-        Bracket(("generated", "joint"), max(1, (host.best_epoch + 2) // 2)),
+        Bracket(("generated", "joint"), max(FIRST_ROUND, (host.best_epoch + 2) // 2)),
     ]
 
 

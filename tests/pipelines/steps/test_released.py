@@ -24,6 +24,9 @@ from vision.task import VISION
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
+# What two epochs teach is below any list of best-sellers: that gate has tests of its own.
+TASK = replace(RECSYS, rivals=())
+
 
 def check(measured, evaluated, per_unit):
     """The same metrics of every unit, bit for bit."""
@@ -36,15 +39,16 @@ def check(measured, evaluated, per_unit):
 @pytest.mark.parametrize("mode", ["auto", "joint"])
 def test_a_recommender_is_released_as_it_was_evaluated(mode, monkeypatch):
     monkeypatch.setattr(recsys_prototypes, "MIN_JUDGES", 2)
-    config, work = replace(SMALL, protocol="time", mode=mode), Workspace(Path("work"))
+    epochs = 8 if mode == "joint" else SMALL.epochs  # after less, what is learned together is below its host
+    config, work = replace(SMALL, protocol="time", mode=mode, epochs=epochs), Workspace(Path("work"))
     walks(users=80, events=14).save(work.prepared)
-    [comparison] = evaluate(RECSYS, config, work, methods=["persona"])
+    [comparison] = evaluate(TASK, config, work, methods=["persona"])
     [measured] = comparison.of("persona")
-    made = bank.prototypes(RECSYS, config, work)
-    released = release(RECSYS, config, work)
+    made = bank.prototypes(TASK, config, work)
+    released = release(TASK, config, work)
     assert released.bank == made[-1].version
     assert len(list(work.cells.glob("*/editor-*/banks/*"))) == 1, "the step took the bank that was evaluated"
-    bundle, problem = RecommenderRelease.load(work.bundle), recsys_methods.Problem(work.data(RECSYS), config)
+    bundle, problem = RecommenderRelease.load(work.bundle), recsys_methods.Problem(work.data(TASK), config)
     with problem.reporting():
         again = problem.test.run(recsys_prototypes.ServedAtLevel(bundle.model, bundle.server, "basis"))
     check(measured, again, again.per_user)
@@ -53,7 +57,8 @@ def test_a_recommender_is_released_as_it_was_evaluated(mode, monkeypatch):
 def test_a_classifier_is_released_as_it_was_evaluated():
     config, work = replace(CONFIG, shifts=0), Workspace(Path("work"))
     toy_images(devices=24, per_device=4, classes=5, size=16).save(work.prepared)
-    [measured] = evaluate(VISION, config, work, methods=["persona"]).of("persona")
+    [comparison] = evaluate(VISION, config, work, methods=["persona"])
+    [measured] = comparison.of("persona")
     made = bank.prototypes(VISION, config, work)[-1]
     released = release(VISION, config, work)
     assert released.bank == made.version
