@@ -10,7 +10,8 @@ from benchmarks.evidence import recsys_page as evidence_page
 from persona.errors import ConfigError, DataError
 from recsys.ablations import STUDIES
 from recsys.config import RecsysConfig
-from recsys.methods import METHODS, RIVALS
+from recsys.methods import METHODS
+from recsys.task import RECSYS
 
 FOLDER = Path(__file__).parents[3] / "docs" / "evidence"
 
@@ -91,7 +92,7 @@ def test_the_pages_are_rendered_from_the_results():
 def test_an_experiment_runs_once_until_it_changes(workplace):
     ran, notes = run(workplace)
     assert ran
-    assert {note[1] for note in notes if note[2] is None} == {"host", *RIVALS, "persona_held_back"}
+    assert {note[1] for note in notes if note[2] is None} == {"host", *RECSYS.rivals, "persona_held_back"}
     assert run(workplace) == (False, [])
     path = workplace / "evidence" / "experiments.toml"
     path.write_text(TINY.replace("epochs = 1", "epochs = 2"))
