@@ -1,10 +1,16 @@
-"""A graphics card that is not there: torch's fake tensors know devices and shapes, and refuse to mix devices, without values."""
+"""A graphics card that is not there: torch's fake tensors know devices and shapes, and refuse to mix devices, without values.
 
+Torch knows the card for as long as a process lives, and counts on it then, so tests of it run in processes of their own
+(``tests/test_fake_card.py``) and are skipped elsewhere.
+"""
+
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
@@ -15,8 +21,10 @@ from torchrec import KeyedJaggedTensor
 from recsys.data.batches import Batch
 
 # Not CUDA by name: gradients would ask for a driver. Registered on import, for autograd counts devices once, at its first use.
-backend_registration._setup_privateuseone_for_python_backend("card")
-CARD = torch.device("card", 0)
+WANTED = "PERSONA_FAKE_CARD"
+if WANTED in os.environ:
+    backend_registration._setup_privateuseone_for_python_backend("card")
+CARD = torch.device("card", 0) if WANTED in os.environ else torch.device("meta")
 
 
 class FakeCard:
@@ -63,5 +71,7 @@ class FakeCard:
 @contextmanager
 def fake_card() -> Iterator[FakeCard]:
     """Within this block torch computes without values; a tensor with values that takes part fails it."""
+    if WANTED not in os.environ:
+        pytest.skip("a card that is not there needs a process of its own: tests/test_fake_card.py")
     with FakeTensorMode(allow_non_fake_inputs=False) as mode, enable_python_dispatcher():
         yield FakeCard(mode)

@@ -10,6 +10,7 @@ from persona.errors import ConfigError
 from persona.prototypes import BankConfig, Lineage, Server
 from persona.prototypes.specialisation import TrainablePrototype
 from persona.prototypes.user_statistics import MAX_USER
+from pipelines.steps.release import served_bank
 from recsys import prototypes as module
 from recsys.data.batches import Context
 from recsys.methods import Problem
@@ -153,11 +154,11 @@ def test_levels_are_what_devices_apply(model, fitted):
 
 def test_a_lineage_serves_the_bank_of_this_very_editor(fitted, model, tmp_path):
     lineage = Lineage(tmp_path, fitted.partition.bank.host)
-    assert module.served_bank(lineage, model) is None
+    assert served_bank(lineage, model) is None
     lineage.save(fitted.partition.bank)
-    assert module.served_bank(lineage, model).version == fitted.partition.bank.version
-    assert module.served_bank(lineage, personalised()) is None, "another editor of the same host"
-    assert module.served_bank(lineage, personalised(editor=False)) is None
+    assert served_bank(lineage, model).version == fitted.partition.bank.version
+    assert served_bank(lineage, personalised()) is None, "another editor of the same host"
+    assert served_bank(lineage, personalised(editor=False)) is None
 
 
 @pytest.mark.parametrize(("setting", "value"), [("k", -1), ("max_k", 0), ("tolerance", -0.1)])

@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from recsys.task import RECSYS
 from tests.pipelines.small import SMALL
 from tests.recsys.toy import write_walks
 
@@ -112,7 +113,7 @@ def test_the_losses_are_those_of_one_process_that_nobody_disturbed(place, tmp_pa
 def test_one_process_goes_on_with_what_two_have_trained(place):
     before = place.checkpoints()
     (comparison,) = json.loads(place.run("evaluate", "--methods", "persona_held_back", "--json"))
-    assert {row["method"] for row in comparison["rows"]} == {"host", "persona_held_back"}
+    assert {row["method"] for row in comparison["rows"]} == {"host", "persona_held_back", *RECSYS.rivals}
     after = place.checkpoints()
     trained = [path for path in after if "host" in path.parts or "persona_held_back" in path.parts]
     assert trained

@@ -17,6 +17,7 @@ from pipelines.cli import main
 from pipelines.steps.workspace import Workspace
 from pipelines.tracking import personal
 from recsys.prototypes import user_numbers
+from recsys.task import RECSYS
 from tests.recsys.toy import write_walks
 
 SMALL = ("--host", "gru4rec", "--dim", "8", "--max-length", "5", "--width", "8", "--epochs", "1", "--batch-size", "64")
@@ -54,7 +55,7 @@ def user(place):
     _persona("release")
     _persona("collect", "--last", "10000", "--out", "work/stats/1.safetensors")
     _persona("collect", "--last", "10000", "--out", "elsewhere/2.safetensors")
-    return Workspace(place / "work").data().user_ids[7]
+    return Workspace(place / "work").data(RECSYS).user_ids[7]
 
 
 def _registered():
@@ -77,7 +78,7 @@ def _units(work):
 @pytest.mark.slow
 def test_a_forgotten_user_is_nowhere_and_the_rest_is_as_it_was(place, user):
     work, number = Workspace(place / "work"), int(user_numbers([user])[0])
-    before, index = work.data(), work.data().user_index[user]
+    before, index = work.data(RECSYS), work.data(RECSYS).user_index[user]
     (folder,) = work.prototypes.iterdir()
     lineage = work.lineage(load_statistics(place / "elsewhere" / "2.safetensors").host)
     assert lineage.root == folder
@@ -89,7 +90,7 @@ def test_a_forgotten_user_is_nowhere_and_the_rest_is_as_it_was(place, user):
 
     done = _persona("forget", user, "--statistics", "elsewhere")
 
-    after = work.data()
+    after = work.data(RECSYS)
     assert after.user_ids.to_list() == [name for name in before.user_ids.to_list() if name != user]
     for name in after.user_ids.to_list():
         mine = [after.item_ids[int(i) - 1] for i in after.history_of(name)]

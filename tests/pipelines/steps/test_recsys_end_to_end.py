@@ -228,7 +228,7 @@ def test_all_at_once_gives_the_numbers_of_step_by_step(steps, whole):
 
 @pytest.mark.slow
 def test_the_registered_model_is_the_candidate(whole, client):
-    found = client.get_model_version_by_alias("persona-recsys-ratings", "candidate")
+    found = client.get_model_version("persona-recsys-ratings", "2")
     assert int(found.version) == whole["released"]["model"]["version"] == 2
     assert found.tags["host_digest"] == whole["released"]["host_digest"]
     assert found.tags["data_digest"] == whole["prepared"]["digest"]
@@ -245,7 +245,7 @@ import mlflow, pandas, torch, torchrec
 def refuse(*args, **kwargs):
     raise AssertionError("something was unpickled")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
-model = mlflow.pyfunc.load_model("models:/persona-recsys-ratings@candidate")
+model = mlflow.pyfunc.load_model("models:/persona-recsys-ratings/2")
 answers = model.predict(pandas.DataFrame({"history": json.loads(sys.argv[1])}), params={"k": 7})
 import persona, recsys
 print(json.dumps({"answers": answers.to_dict("list"), "code": [persona.__file__, recsys.__file__]}))
@@ -281,7 +281,7 @@ def test_the_candidate_recommends_like_the_bundle(whole, inside, capsys):
     user = whole["user"]
     answer = recommend("--user", user)
     assert answer == whole["answers"]["after"]
-    assert recommend("--user", user, "--model", "models:/persona-recsys-ratings@candidate") == answer
+    assert recommend("--user", user, "--model", "models:/persona-recsys-ratings/2") == answer
     assert recommend("--user", user, "--drop-last", "5") == whole["answers"]["before"]
     assert recommend("--user", user, "--level", "host")["recommendation"]["level"] == "host"
 

@@ -103,7 +103,7 @@ def test_runs_figures_and_registered_models_are_in_the_store(steps):
     figures = {}
     for name in ("prepare", "prototypes", "replay", "refine"):
         figures[name] = {item.path for item in client.list_artifacts(runs[name].info.run_id, "figures")}
-    assert figures["prototypes"] == {"figures/gallery.png", "figures/prototype_map.png"}
+    assert figures["prototypes"] == {f"figures/{name}.png" for name in ("choice_of_k", "gallery", "prototype_map")}
     assert {"figures/worst_devices.png", "figures/accuracy_along_the_stream.png"} <= figures["replay"]
     assert figures["refine"] == {f"figures/{name}.png" for name in ("assignment_flow", "movement", "prototype_map")}
     assert runs["stream persona_held_back"].data.metrics["stream/accuracy_vs_host_low"] <= 1

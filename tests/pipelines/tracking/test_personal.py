@@ -40,14 +40,14 @@ def test_sampled_edits_lose_the_matrices_of_the_user_alone(tmp_path, killed):
 
 def test_devices_of_the_same_name_stay(tmp_path):
     _edits(tmp_path / "model", ["a", "b", "c"], column="device")
-    taken = snapshots.measured("device", "time", "rows", units=["a"], metrics={"x": [1.0]}, segments=["new"])
+    taken = snapshots.from_columns("device", "time", "rows", units=["a"], metrics={"x": [1.0]}, segments=["new"])
     snapshots.write(taken, tmp_path / "snapshot")
     assert personal.take_out(tmp_path, {"a"}) == []
 
 
 def test_snapshots_lose_the_rows_and_answers_of_the_user_alone(tmp_path):
     answers = [{"unit": unit, "input": "x", "rank": 1, "item": "i", "title": None} for unit in "ab"]
-    taken = snapshots.measured(
+    taken = snapshots.from_columns(
         "user", "time", "rows", units=["a", "b"], metrics={"x": [1.0, 2.0]}, segments=["new"] * 2, answers=answers
     )
     snapshots.write(taken, tmp_path / "snapshot")

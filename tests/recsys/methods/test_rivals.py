@@ -119,7 +119,7 @@ def test_neighbours_and_transitions_know_the_walks():
 def test_own_counts_know_who_repeats():
     histories = [[1 + u % 7, 8 + u % 11] * 6 for u in range(30)]
     data = sequences(histories)
-    config = replace(SMALL, protocol="full", monitor="ndcg_10")
+    config = replace(SMALL, protocol="full", monitor="ndcg_10", seen="no")
     assert measure(Problem(data, config), "personal").summary["mrr"] == pytest.approx(1.0)
 
 

@@ -58,7 +58,7 @@ def test_the_last_line_names_the_strongest_rival(made, capsys):
 
 
 def test_methods_can_be_shown_against_any_of_them(made, capsys):
-    recsys_show.against(made, "item_knn", console.Output(False))
+    task._against(made, "item_knn", console.Output(False))
     out = capsys.readouterr().out
     assert "differences to item_knn" in out
     assert "-0.1500" in out, "the host"
@@ -85,7 +85,7 @@ def test_a_release_says_what_it_holds(capsys, bank, k, said):
 
 def test_epochs_that_are_told_twice_are_shown_once(capsys):
     """A training that several parts of a step ask for tells its history to each of them."""
-    with task.epochs(RecsysConfig(epochs=2)) as on_epoch:
+    with task.epochs(RecsysConfig(epochs=2, monitor="uauc")) as on_epoch:
         for _ in range(2):
             for epoch in range(2):
                 on_epoch("host", {"epoch": float(epoch), "uauc": 0.5 + epoch})
@@ -95,8 +95,8 @@ def test_epochs_that_are_told_twice_are_shown_once(capsys):
 
 
 def test_what_methods_are_shown_against_is_measured_and_known():
-    assert task._with(RECSYS, ["duet"], "item_knn") == ["duet", "item_knn"]
-    assert task._with(RECSYS, [], "item_knn") == [], "all methods"
-    assert task._with(RECSYS, ["duet"], "") == ["duet"]
+    assert task._with(RECSYS, ["duet"], "item_knn", []) == ["duet", "item_knn"]
+    assert task._with(RECSYS, [], "item_knn", []) == [], "all methods"
+    assert task._with(RECSYS, ["duet"], "", []) == ["duet"]
     with pytest.raises(ConfigError, match="unknown method 'item_kn': did you mean 'item_knn'"):
-        task._with(RECSYS, [], "item_kn")
+        task._with(RECSYS, [], "item_kn", [])
