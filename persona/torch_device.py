@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +59,9 @@ def _prepare() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+FROZEN = attrgetter("__dataclass_params__.frozen")
+
+
 def device_of(model: object) -> torch.device:
     """Where a model lies: its host's device, or its own; the CPU for what knows of none."""
     device = getattr(getattr(model, "host", model), "device", CPU)
@@ -65,11 +69,19 @@ def device_of(model: object) -> torch.device:
 
 
 def moved(value: T, device: torch.device) -> T:
-    """``value``, which was made on the CPU, on ``device``: tensors, what has a ``to`` of its own, and records that hold them.
+    """``value``, which was made on the CPU, on ``device``: tensors, what has a ``to`` of its own, and records (frozen
+    dataclasses) that hold them.
 
-    Everything else, such as arrays of positions, stays what it is.
+    Everything else, such as arrays of positions and objectives, stays what it is.
     """
     return value if device == CPU else _moved(value, device)
+
+
+def is_record(value: Any) -> bool:
+    """Whether ``value`` is of a frozen dataclass, as batches are and objectives are not."""
+    return (
+        is_dataclass(value) and not isinstance(value, type) and bool(vars(type(value))["__dataclass_params__"].frozen)
+    )
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -79,7 +91,7 @@ def _moved(value: Any, device: torch.device) -> Any:
         return tuple(_moved(part, device) for part in value)
     if isinstance(value, Mapping):
         return {name: _moved(part, device) for name, part in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_record(value):
         return type(value)(**{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
     return value
 

@@ -7,7 +7,7 @@ Torch knows the card for as long as a process lives, and counts on it then, so t
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils import backend_registration
 from torchrec import KeyedJaggedTensor
 
+from persona.torch_device import is_record
 from recsys.data.batches import Batch
 
 # Not CUDA by name: gradients would ask for a driver. Registered on import, for autograd counts devices once, at its first use.
@@ -63,7 +64,7 @@ class FakeCard:
             )
         if isinstance(value, tuple):
             return tuple(map(self.fake, value))
-        if is_dataclass(value):
+        if is_record(value):
             return type(value)(**{f.name: self.fake(getattr(value, f.name)) for f in fields(value)})
         return value
 

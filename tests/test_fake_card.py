@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def test_nothing_is_left_on_the_cpu(file):
     chosen = "not has_changed and not bf16 and not card_trains"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", chosen],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", file, "-k", chosen],
         cwd=ROOT,
         env={**os.environ, WANTED: "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
