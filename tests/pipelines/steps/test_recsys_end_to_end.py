@@ -333,7 +333,7 @@ def test_a_step_that_fails_leaves_a_failed_run_with_the_reason(workplace, capsys
     assert "Traceback" not in err
     assert json.loads(out)["error"] in err
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{workplace}/mlruns/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("persona-recsys-ratings").experiment_id])
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()])
     assert len(runs) == (2 if arguments[0] == "run" else 1)
     for run in runs:
         assert run.info.status == "FAILED"
