@@ -65,12 +65,7 @@ def fit(
     work = execution(module, list(parameters), objective, config, folder)
     reference = objective.reference if isinstance(objective, Referenced) and not keep_start else None
     run = _Run(work, objective, config, about or {}, reference)
-    resumed = run.resume()
-    if keep_start and not resumed:
-        module.eval()
-        with torch.no_grad():
-            run.keep_best(objective.validate()[objective.monitor], epoch=-1)
-        run.save()
+    run.begin(keep_start)
     notify = on_epoch or (lambda metrics: None)
     for metrics in run.result.history:
         notify(metrics)
@@ -175,6 +170,14 @@ class _Run:
         }
         begun = {"losses": self._whole_losses(), **generators(self.work.device)} if self.losses else {}
         self.work.save(begun, header)
+
+    def begin(self, keep_start: bool) -> None:
+        """Resume; what starts anew has its first weights compete where ``keep_start`` says so."""
+        if not self.resume() and keep_start:
+            self.work.module.eval()
+            with torch.no_grad():
+                self.keep_best(self.objective.validate()[self.objective.monitor], epoch=-1)
+            self.save()
 
     def resume(self) -> bool:
         """Take up the checkpoint, if there is one."""

@@ -55,13 +55,9 @@ def serve(
 
     if port_taken(port):
         raise ConfigError(f"port {port} is taken by another program: persona serve --port {free_port(port)}")
+    keys = () if api_keys is None else read_api_keys(api_keys)
     config = ServingConfig(
-        queue=queue,
-        target_ms=target_ms,
-        deadline_ms=deadline_ms,
-        poll_seconds=poll,
-        drain_seconds=drain,
-        api_keys=() if api_keys is None else read_api_keys(api_keys),
+        queue=queue, target_ms=target_ms, deadline_ms=deadline_ms, poll_seconds=poll, drain_seconds=drain, api_keys=keys
     )
     source = source_of(model or _champion())
     return run(Service(task_of(source, IndexConfig(index, probes)), source, config), host, port)

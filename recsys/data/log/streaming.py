@@ -108,15 +108,11 @@ def stream_log(
     files.FORMAT.check_target(folder)
     check_rows(table.rows, table)
     kind = _kind(table, mapping, block)
-    users, items = (_vocabulary(table, column, block) for column in (mapping.user, mapping.item))
-    check_ids("user", users.texts, table)
-    check_ids("item", items.texts, table)
+    users, items = _vocabularies(table, mapping, block)
     titles = None if mapping.title is None else _titles(table, mapping.item, mapping.title, block)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.buckets.") as spilled:
-        edges = _edges(_counts(table, mapping.user, users), bucket)
-        buckets = [Path(spilled) / str(i) for i in range(len(edges))]
-        _scatter(table, mapping, kind, (users, items), edges, buckets, block)
+        buckets = _scatter(table, mapping, kind, (users, items), Path(spilled), block, bucket)
         found, events_of_user, events_of_item = _arranged(buckets, kind, table.rows, len(users.texts), len(items.texts))
         check_repeats(found, table)
         notes = note_missing_words(users.texts, "user") + note_missing_words(items.texts, "item")
@@ -171,6 +167,14 @@ def _kind(table: ParquetTable, mapping: ColumnMapping, block: int) -> _Kind:
     return _Kind(*max(found))
 
 
+def _vocabularies(table: ParquetTable, mapping: ColumnMapping, block: int) -> tuple[Vocabulary, Vocabulary]:
+    """The ids of users and of items, checked."""
+    users, items = (_vocabulary(table, column, block) for column in (mapping.user, mapping.item))
+    check_ids("user", users.texts, table)
+    check_ids("item", items.texts, table)
+    return users, items
+
+
 def _vocabulary(table: ParquetTable, column: str, block: int) -> Vocabulary:
     """The ids of a column."""
     distinct = table.scan([column]).unique().collect(engine="streaming")[column]
@@ -218,11 +222,13 @@ def _scatter(
     mapping: ColumnMapping,
     kind: _Kind,
     ids: tuple[Vocabulary, Vocabulary],
-    edges: NDArray[np.int64],
-    buckets: list[Path],
+    folder: Path,
     block: int,
-) -> None:
-    """Append every row to the bucket of its user, in the order of rows."""
+    bucket: int,
+) -> list[Path]:
+    """Write every row into the bucket of its user, in the order of rows; the buckets."""
+    edges = _edges(_counts(table, mapping.user, ids[0]), bucket)
+    buckets = [folder / str(i) for i in range(len(edges))]
     columns = [mapping.user, mapping.item, *(name for name in (mapping.time or mapping.order,) if name)]
     start = 0
     for rows, frame in table.blocks(columns, block):
@@ -241,6 +247,7 @@ def _scatter(
             if len(piece):
                 with path.open("ab") as file:
                     piece.tofile(file)
+    return buckets
 
 
 def _arranged(
