@@ -28,6 +28,8 @@ def compile_graph(module: nn.Module, example: Mapping[str, Tensor], outputs: lis
         MismatchError: the module takes the number of rows for a constant.
     """
     rows = torch.export.Dim("rows", min=1, max=MOST_ROWS)
+    # What earlier exports traced is not compared with: comparing runs generated code, up to a limit of tries, and crashed under coverage.
+    torch.compiler.reset()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter announces changes of its own libraries
         program = torch.onnx.export(

@@ -161,6 +161,7 @@ def onnx_graph(model: DeviceModel, *, fixed: bool = False) -> bytes:
         model: what is exported.
         fixed: with the adaptive weights inside, as a host without personalisation would be exported.
     """
+    torch.compiler.reset()  # as in persona.compiling
     weights = adaptive_weights(model.layers)
     names = [*model.data, *([] if fixed else weights)]
     with warnings.catch_warnings():
