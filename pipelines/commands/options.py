@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -72,12 +72,40 @@ def with_settings(
         given |= {name: SWITCHED[given[name]] for name in record.switch_names if given[name] is not None}
         return command(given=given, **fixed, **values)
 
-    own = inspect.signature(command, eval_str=True)
-    left = {"given", *fixed}
-    kept = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name not in left]
-    wrapped.__signature__ = own.replace(parameters=[*kept, *settings])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *settings]}
-    del wrapped.__wrapped__
+    return _signed(wrapped, [*_own(command, {"given", *fixed}), *settings])
+
+
+def with_source(command: Callable[..., Any], record: type[Any]) -> Callable[..., Any]:
+    """Give ``command(source, ...)`` one option for every field of ``record``, a dataclass whose annotations are options."""
+    types = get_type_hints(record, include_extras=True)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=types[field.name],
+        )
+        for field in fields(record)
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> Any:
+        return command(source=record(**{option.name: values.pop(option.name) for option in options}), **values)
+
+    return _signed(wrapped, [*options, *_own(command, {"source"})])
+
+
+def _own(command: Callable[..., Any], left: Collection[str]) -> list[inspect.Parameter]:
+    """The parameters of ``command`` but those that are ``left`` out."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    return [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name not in left]
+
+
+def _signed(wrapped: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
+    """``wrapped``, which shows typer these parameters."""
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    del wrapped.__wrapped__  # type: ignore[attr-defined]
     return wrapped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from pipelines import console
 from pipelines.commands import task
-from pipelines.commands.options import ConfigOption, Jobs, Model, NameOption, Seeds, WorkOption, split
+from pipelines.commands.options import ConfigOption, Jobs, Model, NameOption, Seeds, WorkOption, split, with_source
 from pipelines.commands.recsys import plan, prototypes, replay, show
 from pipelines.commands.recsys.options import (
     WORK,
@@ -43,13 +44,31 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 @dataclass(frozen=True)
 class Source:
-    """A log and how to read it, as ``prepare`` takes it."""
+    """A log and how to read it: the options of ``prepare``."""
 
-    data: str
-    columns: dict[str, str | None]
-    min_events: int
-    baskets: bool | None
-    name: str
+    data: DataOption
+    user_column: UserColumn = None
+    item_column: ItemColumn = None
+    time_column: TimeColumn = None
+    title_column: TitleColumn = None
+    min_events: MinEvents = 1
+    baskets: Baskets = None
+    name: NameOption = ""
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The column of each role; ``None`` is found out."""
+        return {
+            "user": self.user_column,
+            "item": self.item_column,
+            "time": self.time_column,
+            "title": self.title_column,
+        }
+
+
+def with_log(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command(source, ...)`` the options of a ``Source``."""
+    return with_source(command, Source)
 
 
 @dataclass(frozen=True)
@@ -73,22 +92,15 @@ def recsys() -> None:
 
 
 @app.command(epilog="Example:  persona recsys prepare --data events.csv --user-column customer")
+@with_log
 def prepare(
-    data: DataOption,
+    source: Source,
     work: WorkOption = WORK,
-    user_column: UserColumn = None,
-    item_column: ItemColumn = None,
-    time_column: TimeColumn = None,
-    title_column: TitleColumn = None,
-    min_events: MinEvents = 1,
-    baskets: Baskets = None,
-    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """Read an interaction log of any form, say what was understood, and keep it as sequences."""
     out = task.start(RECSYS, as_json)
-    columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
-    out.result(_prepared(task.workspace(work), Source(data, columns, min_events, baskets, name), out))
+    out.result(_prepared(task.workspace(work), source, out))
 
 
 task.register(
@@ -173,9 +185,10 @@ def recommend(
 
 @app.command(epilog="Example:  persona recsys run --data movielens-small --protocols time,paper --jobs 2")
 @with_recsys_settings
+@with_log
 def run(
     given: dict[str, Any],
-    data: DataOption,
+    source: Source,
     work: WorkOption = WORK,
     config: ConfigOption = None,
     protocols: Protocols = "",
@@ -185,13 +198,6 @@ def run(
     user: Annotated[
         str | None, typer.Option(help="Whom to recommend to in the end; the user active last by default.")
     ] = None,
-    user_column: UserColumn = None,
-    item_column: ItemColumn = None,
-    time_column: TimeColumn = None,
-    title_column: TitleColumn = None,
-    min_events: MinEvents = 1,
-    baskets: Baskets = None,
-    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """The whole way, as nested MLflow runs: prepare, evaluate (trains host, editor, baselines), prototypes, release.
@@ -202,8 +208,6 @@ def run(
     space = task.workspace(work)
     settings = space.settings(RECSYS, given, config)
     show.taken_over(space, given, config, out)
-    columns = {"user": user_column, "item": item_column, "time": time_column, "title": title_column}
-    source = Source(data, columns, min_events, baskets, name)
     asked = Compared(split(protocols) or [settings.protocol], split(methods), seeds, jobs)
     out.result(_whole(space, settings, source, asked, user, out))
 

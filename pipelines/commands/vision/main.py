@@ -54,16 +54,36 @@ def with_vision_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Source:
-    """Images and how to read them, as ``prepare`` takes them; ``streams`` are the options that make streams of them."""
+    """Images and how to read them: the options of ``prepare``."""
 
-    data: str
-    columns: dict[str, str | None]
-    size: int | None
-    divide: int
-    orders: str
-    severity: int
-    length: int
-    name: str
+    data: DataOption = "digits"
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    device_column: DeviceColumn = None
+    group_column: GroupColumn = None
+    test_column: TestColumn = None
+    size: Size = None
+    divide: Divide = 0
+    streams: StreamsOption = ""
+    severity: Severity = 5
+    length: Length = 60
+    name: NameOption = ""
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The column of each role; ``None`` is found out."""
+        return {
+            "image": self.image_column,
+            "label": self.label_column,
+            "device": self.device_column,
+            "group": self.group_column,
+            "test": self.test_column,
+        }
+
+
+def with_images(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command(source, ...)`` the options of a ``Source``."""
+    return options.with_source(command, Source)
 
 
 @app.callback(
@@ -77,27 +97,14 @@ def vision() -> None:
 
 
 @app.command(epilog="Example:  persona vision prepare --data writers.npz --device-column writer --group-column hsf")
+@with_images
 def prepare(
-    data: DataOption = "digits",
+    source: Source,
     work: WorkOption = WORK,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    device_column: DeviceColumn = None,
-    group_column: GroupColumn = None,
-    test_column: TestColumn = None,
-    size: Size = None,
-    divide: Divide = 0,
-    streams: StreamsOption = "",
-    severity: Severity = 5,
-    length: Length = 60,
-    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """Read images of devices from any source, say what was understood, and keep them."""
     out = task.start(VISION, as_json)
-    columns = {"image": image_column, "label": label_column, "device": device_column}
-    columns |= {"group": group_column, "test": test_column}
-    source = Source(data, columns, size, divide, streams, severity, length, name)
     out.result(_prepared(task.workspace(work), source, out))
 
 
@@ -195,32 +202,19 @@ def classify(
 
 @app.command(epilog="Example:  persona vision run --data writers.npz --host-groups 0 --test-groups 4")
 @with_vision_settings
+@with_images
 def run(
     given: dict[str, Any],
-    data: DataOption = "digits",
+    source: Source,
     work: WorkOption = WORK,
     config: ConfigOption = None,
     methods: Annotated[str, typer.Option(help="Comma-separated methods.")] = FIRST_METHODS,
     seeds: Seeds = 1,
     jobs: Jobs = 1,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    device_column: DeviceColumn = None,
-    group_column: GroupColumn = None,
-    test_column: TestColumn = None,
-    size: Size = None,
-    divide: Divide = 0,
-    streams: StreamsOption = "",
-    severity: Severity = 5,
-    length: Length = 60,
-    name: NameOption = "",
     as_json: console.JsonOption = False,
 ) -> None:
     """The whole way: prepare, pretrain, edit, evaluate, prototypes, release, replay, refine, classify."""
     out = task.start(VISION, as_json)
-    columns = {"image": image_column, "label": label_column, "device": device_column}
-    columns |= {"group": group_column, "test": test_column}
-    source = Source(data, columns, size, divide, streams, severity, length, name)
     space = task.workspace(work)
 
     def settled() -> VisionConfig:
@@ -277,7 +271,7 @@ def _prepared(space: Workspace, source: Source, out: console.Output) -> Prepared
     """The step ``prepare``, with streams as they are asked for; those of a first run where the source knows no devices."""
     from pipelines.steps import vision as steps
 
-    orders = options.split(source.orders) or (["abrupt"] if source.data == "digits" and not source.divide else [])
+    orders = options.split(source.streams) or (["abrupt"] if source.data == "digits" and not source.divide else [])
     streams = steps.Streams(tuple(orders), source.severity, source.length) if orders else None
     result = steps.prepare(
         source.data,
