@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from persona.gates import supported_share
-from persona.methods import Bracket, Modes, adaptive_bytes, all_bytes
+from persona.methods import adaptive_bytes, all_bytes
+from persona.modes import Bracket, Modes
 from persona.training.objective import FitResult
 from recsys.data.batches import Context
 from recsys.hosts import Host

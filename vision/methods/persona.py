@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from persona.gates import supported_share
-from persona.methods import Bracket, Modes, all_bytes
+from persona.methods import all_bytes
+from persona.modes import Bracket, Modes
 from vision.evaluation import Evaluation
 from vision.hosts import Host
 from vision.methods.duet import payload
