@@ -28,7 +28,7 @@ from persona.adaptive import AdaptiveLayers, linear_layers
 from persona.editor import EditorConfig, ParameterEditor
 from persona.edits import Edit
 from persona.errors import ConfigError, FormatError, MismatchError
-from persona.storage import atomic_folder, digest_tensors, read_json, write_json
+from persona.storage import atomic_folder, digest_tensors, holds_other, read_json, write_json
 from persona.training.loop import fit
 from persona.training.objective import FitConfig, FitResult
 from persona.training.plain import Batch, PlainObjective
@@ -54,6 +54,7 @@ class Attached:
         self.module, self.layers, self.editor = module, layers, editor
         self.bank: prototypes.PrototypeBank | None = None
         self._read_context = read
+        self._served: tuple[str, prototypes.Server] | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What is trained, here or in a loop of your own: the editor's parameters."""
@@ -147,7 +148,7 @@ class Attached:
         """
         server, codes = self._server(), self.codes(contexts)
         statistics = prototypes.UserStatistics.collect(codes, users, server.assign(codes), len(server.bank))
-        made = prototypes.refine(server.bank, prototypes.HeadMetric(self.editor), statistics, config)
+        made = prototypes.refine(server.bank, server.assigner.metric, statistics, config)
         self.bank = made.bank
         return made
 
@@ -158,7 +159,7 @@ class Attached:
             ConfigError: the folder holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / HEADER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        if holds_other(folder, HEADER):
             raise ConfigError(f"{folder} holds something else, which would be lost: give a new folder")
         bank = None if self.bank is None else self.bank.version
         with atomic_folder(folder) as new:
@@ -193,7 +194,11 @@ class Attached:
     def _server(self) -> prototypes.Server:
         if self.bank is None:
             raise ConfigError("there are no prototypes yet: call fit_prototypes(contexts, k) first")
-        return prototypes.Server(self.editor, self.bank)
+        # What a server is made of takes far longer than an answer; an editor that has been trained since has another digest.
+        digest = self.editor.digest()
+        if self._served is None or self._served[0] != digest or self._served[1].bank is not self.bank:
+            self._served = digest, prototypes.Server(self.editor, self.bank)
+        return self._served[1]
 
     def _steps(self, contexts: Any) -> tuple[Tensor, Tensor]:
         """(B, T, d) and the number (B,) of valid steps."""

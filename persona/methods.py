@@ -24,7 +24,7 @@ from persona.comparison import Measured
 from persona.editor import ParameterEditor
 from persona.errors import ConfigError, check_known
 from persona.plugins import code_digest, function, is_place
-from persona.prototypes import HeadMetric, PrototypeBank, Server
+from persona.prototypes import PrototypeBank, Server
 from persona.prototypes.fitted_format import load_fitted, save_fitted
 from persona.prototypes.fitting import RECIPE, BankConfig, Contexts, FittedBank, LevelScore, fit_editor_bank
 from persona.storage import digest_json
@@ -196,9 +196,9 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
     def judged(self, model: Any) -> dict[str, NDArray[np.float64]]:
         """(U,) values of validation units by metric, more is better: the one that selects, and what else a release is held to."""
 
-    @abstractmethod
     def without_edits(self, model: Any, host: Any = None) -> Any:
         """``model`` with edits of zero, over its own host or another one, ready to be released."""
+        return model.scaled(0.0, host)
 
     @abstractmethod
     def tested(self, trained: Any) -> Measured:
@@ -216,8 +216,8 @@ class Problem(ABC, Generic[DataT, ConfigT, EvaluationT]):
 
         Arguments as in ``persona.prototypes.fit_editor_bank``.
         """
-        folder, metric = self.trainings.folder_of(WHOLE), HeadMetric(editor)
-        key = {"recipe": RECIPE, "host": metric.host, "editor": metric.editor, **asdict(settings)}
+        folder = self.trainings.folder_of(WHOLE)
+        key = {"recipe": RECIPE, "host": editor.host, "editor": editor.digest(), **asdict(settings)}
         place = None if folder is None else folder / "banks" / digest_json(key)[:16]
         if place is not None and place.exists():
             return load_fitted(place, contexts)

@@ -15,13 +15,12 @@ import inspect
 import sys
 from collections.abc import Callable, Collection
 from functools import partial
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from persona.errors import ConfigError
+from persona.task import found_at
 
 Function = Callable[[Any], Any]
 
@@ -50,11 +49,10 @@ def function(place: str, said: str = "--methods") -> Function:
     Raises:
         ConfigError: there is none that can be called.
     """
-    module, _, name = place.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        found: Any = attrgetter(name)(import_module(module))
+        found: Any = found_at(place)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{said}: {place} cannot be loaded ({error}): name a function as my_package.module:train"

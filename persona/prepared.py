@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from persona.errors import FormatError
-from persona.storage import read_json
+from persona.storage import holds_other, read_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PreparedFormat:
         Raises:
             FormatError: it does; it is left alone.
         """
-        if folder.exists() and not (folder / self.header).is_file() and (folder.is_file() or any(folder.iterdir())):
+        if holds_other(folder, self.header):
             raise FormatError(
                 f"{folder} exists and does not hold {self.holds}: choose another folder or empty this one"
             )

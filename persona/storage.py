@@ -93,6 +93,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def holds_other(folder: Path, header: str) -> bool:
+    """Whether something is at ``folder`` that has no file ``header``; an empty folder is nothing."""
+    return folder.exists() and not (folder / header).is_file() and (not folder.is_dir() or any(folder.iterdir()))
+
+
 def remove_folders(paths: Sequence[Path]) -> None:
     """Remove folders of one parent, each at once and in this order; their contents go when all are out of sight.
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
-from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -57,9 +56,6 @@ def _prepare() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
-
-
-FROZEN = attrgetter("__dataclass_params__.frozen")
 
 
 def device_of(model: object) -> torch.device:

@@ -29,13 +29,12 @@ from persona.prototypes.partition import BASIS_SIZE, Partition, fit_distinct
 from persona.prototypes.selection import Choice, choose_k
 from persona.prototypes.specialisation import Score, Specialised, specialise
 from persona.prototypes.streaming import StreamedPartition
+from persona.wire import LEVELS
 
 # Of the recipe: a bank that is kept is made again by another one.
 RECIPE = 1
 # K is chosen on a sample of so many contexts.
 CHOICE_CONTEXTS = 10_000
-# What a device may apply, from nothing of the editor to all of it.
-LEVELS = ("host", "prototype", "basis", "edit")
 
 Notify = Callable[[str], None]
 # The validation score of a level; ``host`` and ``edit`` need no bank.
@@ -168,12 +167,12 @@ def fit_editor_bank(
     bank, specialised = made.bank, None
     if settings.specialise and tuning is not None:
         specialised = specialise(bank, *tuning(bank))
-        new = specialised.bank
-        new = replace(new, basis=fit_basis(metric, new.prototypes, codes, BASIS_SIZE))
-        # What helps each prototype among its own members may still harm everybody together.
-        kept = any(chosen.prototype for chosen in specialised.chosen)
-        if kept and score("prototype", new) > score("prototype", bank):
-            bank = new
+        if any(chosen.prototype for chosen in specialised.chosen):
+            new = specialised.bank
+            new = replace(new, basis=fit_basis(metric, new.prototypes, codes, BASIS_SIZE))
+            # What helps each prototype among its own members may still harm everybody together.
+            before, after = score("prototype", bank), score("prototype", new)
+            bank, plain["prototype"] = (new, after) if after > before else (bank, before)
     notify("levels")
     levels = {level: plain[level] if level in plain else score(level, bank) for level in LEVELS}
     return FittedBank(bank, made, choice, specialised, levels, contexts)

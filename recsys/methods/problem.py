@@ -155,10 +155,6 @@ class Problem(methods.Problem[SequenceData, RecsysConfig, Evaluation]):
         rows = catalogue_rows(self.validation, attends=self.config.host == "din", part=RANKED_PART)
         return Evaluation(self.data, rows, max_length=self.validation.max_length, full=True, seed=self.config.seed)
 
-    def without_edits(self, model: Personalised, host: Host | None = None) -> Personalised:
-        """``model`` with edits of zero, over its own host or another one, ready to be released."""
-        return model.scaled(0.0, host)
-
     def tested(self, trained: Trained) -> Measured:
         """Metrics on the test rows, and the cost of a refresh and of what a method has beyond the host."""
         evaluated = self.test.run(trained.scorer)

@@ -113,10 +113,6 @@ class Problem(methods.Problem[DeviceImages, VisionConfig, Evaluation]):
         """As in ``persona.methods.Problem``: accuracy by device."""
         return {"accuracy": self._judgement(model).per_device["accuracy"]}
 
-    def without_edits(self, model: Personalised, host: Host | None = None) -> Personalised:
-        """``model`` with edits of zero, over its own host or another one, ready to be released."""
-        return model.scaled(0.0, host)
-
     def _judgement(self, model: Personalised, evaluation: Evaluation | None = None) -> Evaluated:
         """``model`` on the validation devices or others; features that no edit changes are computed once a body."""
         judges = evaluation or self.validation

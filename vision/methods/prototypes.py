@@ -8,7 +8,7 @@ levels keep of the held-back editor; ``persona`` is the method as a whole, as it
 from __future__ import annotations
 
 from persona.methods import served
-from persona.prototypes import HeadMetric, RefineConfig, Server, refine
+from persona.prototypes import RefineConfig, Server, refine
 from vision.methods.persona import personalised, train_configured, train_held_back
 from vision.methods.problem import Problem, Trained
 from vision.personalised import Personalised
@@ -32,7 +32,7 @@ def train_refined(problem: Problem) -> Trained:
     server = _server(problem, model)
     codes, owners = window_codes(model, problem.evaluation(problem.split.validation), problem.features_of(model.host))
     statistics = window_statistics(server, codes, owners)
-    bank = refine(server.bank, HeadMetric(server.editor), statistics, RefineConfig(seed=problem.config.seed)).bank
+    bank = refine(server.bank, server.assigner.metric, statistics, RefineConfig(seed=problem.config.seed)).bank
     return served(trained, ServedAtLevel(model, Server(server.editor, bank), "prototype"))
 
 
